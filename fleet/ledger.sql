@@ -1,0 +1,150 @@
+-- name: insert_run
+-- Which run stands for this request? Inserts it unless its key (slot, event or request) is there already.
+WITH new AS (
+    INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, arguments, max_attempts, requested_by, request_id, parent_id, rung_at)
+    VALUES (:task, :target, :entry, :slot, coalesce(:as_of::timestamptz, :slot::timestamptz, pg_catalog.clock_timestamp()), :queue, :arguments,
+            :max_attempts, :requested_by, :request_id, :parent_id, pg_catalog.clock_timestamp())
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+SELECT id, true AS created FROM new
+UNION ALL
+SELECT r.id, false
+  FROM upkeep.run r
+ WHERE NOT EXISTS (SELECT 1 FROM new)
+   AND ((:slot::timestamptz IS NOT NULL AND r.task = :task AND r.target = :target AND r.entry = :entry AND r.slot = :slot)
+     OR (:request_id::text IS NOT NULL AND r.request_id = :request_id)
+     OR (:entry = 'event' AND r.entry = 'event' AND r.task = :task AND r.target = :target AND r.state = 'queued'))
+ LIMIT 1;
+
+-- name: claim_run
+-- What is this run, now that its lock is ours? Marks it running unless it is final, not due yet, or out of attempts.
+UPDATE upkeep.run AS r
+   SET state = CASE WHEN r.attempt >= r.max_attempts THEN 'lost' ELSE 'running' END,
+       attempt = least(r.attempt + 1, r.max_attempts),
+       started_at = coalesce(r.started_at, pg_catalog.clock_timestamp()),
+       finished_at = CASE WHEN r.attempt >= r.max_attempts THEN pg_catalog.clock_timestamp() END,
+       reason = CASE WHEN r.attempt >= r.max_attempts THEN 'attempts exhausted without an answer' END,
+       not_before = NULL, waits_for = NULL, worker = :worker, progress = NULL
+ WHERE r.id = :id
+   AND r.finished_at IS NULL
+   AND (r.not_before IS NULL OR r.not_before <= pg_catalog.clock_timestamp())
+RETURNING r.*;
+
+-- name: get_run
+-- What does the ledger say of this run?
+SELECT r.* FROM upkeep.run r WHERE r.id = :id;
+
+-- name: get_request
+-- Which run did this message ask for?
+SELECT r.* FROM upkeep.run r WHERE r.request_id = :request_id;
+
+-- name: children
+-- Which runs did this run make?
+SELECT r.* FROM upkeep.run r WHERE r.parent_id = :id ORDER BY r.id;
+
+-- name: show_progress!
+-- Notes where a running run is, for whoever watches.
+UPDATE upkeep.run SET progress = :progress WHERE id = :id AND state = 'running';
+
+-- name: finish_run!
+-- Ends a run.
+UPDATE upkeep.run
+   SET state = :state, finished_at = pg_catalog.clock_timestamp(), reason = :reason, result = :result, error = :error,
+       progress = NULL, not_before = NULL, waits_for = NULL
+ WHERE id = :id AND finished_at IS NULL;
+
+-- name: hand_back!
+-- Lets a run wait: another worker finishes it once it is due. A hand-back gives its attempt back, a retry does not.
+UPDATE upkeep.run
+   SET state = 'waiting', not_before = pg_catalog.clock_timestamp() + :wait, waits_for = :waits_for, reason = :reason,
+       error = :error, progress = NULL, attempt = attempt - CASE WHEN :counts THEN 0 ELSE 1 END
+ WHERE id = :id AND finished_at IS NULL;
+
+-- name: wake_waiting!
+-- Makes due the runs that waited for this view.
+UPDATE upkeep.run SET not_before = pg_catalog.clock_timestamp()
+ WHERE state = 'waiting' AND waits_for = :view AND not_before > pg_catalog.clock_timestamp();
+
+-- name: ring_due
+-- Which runs need the bell? Waiting and due; queued and not picked up; running with nobody holding the run's lock.
+WITH due AS (
+    SELECT r.id
+      FROM upkeep.run r
+     WHERE r.finished_at IS NULL
+       AND CASE r.state
+             WHEN 'waiting' THEN r.not_before <= pg_catalog.clock_timestamp()
+                                 AND (r.rung_at IS NULL OR r.rung_at < r.not_before OR r.rung_at < pg_catalog.clock_timestamp() - :patience)
+             WHEN 'queued' THEN coalesce(r.rung_at, r.created_at) < pg_catalog.clock_timestamp() - :patience
+             ELSE coalesce(r.rung_at, r.started_at) < pg_catalog.clock_timestamp() - :grace
+                  AND r.started_at < pg_catalog.clock_timestamp() - :grace
+                  AND NOT EXISTS (
+                      SELECT 1
+                        FROM pg_catalog.pg_locks l
+                       WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+                         AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended('upkeep/run/' || r.id, 0))
+           END
+     ORDER BY r.id
+     LIMIT :batch
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE upkeep.run AS r
+   SET rung_at = pg_catalog.clock_timestamp()
+  FROM due
+ WHERE r.id = due.id
+RETURNING r.id, r.task, r.queue, r.state;
+
+-- name: history
+-- What ran lately? Newest first; any filter may be NULL.
+SELECT r.*
+  FROM upkeep.run r
+ WHERE (:target::text IS NULL OR r.target = :target)
+   AND (:task::text IS NULL OR r.task = :task)
+   AND (:state::text IS NULL OR r.state = :state)
+ ORDER BY r.id DESC
+ LIMIT :limit;
+
+-- name: open_runs
+-- How many runs are in each open state, and since when?
+SELECT r.state, r.queue, count(*) AS runs, min(r.created_at) AS oldest
+  FROM upkeep.run r
+ WHERE r.finished_at IS NULL
+ GROUP BY r.state, r.queue
+ ORDER BY r.state, r.queue;
+
+-- name: latest_runs
+-- What was the latest final run of each target of a task?
+SELECT DISTINCT ON (r.target) r.*
+  FROM upkeep.run r
+ WHERE r.task = :task AND r.finished_at IS NOT NULL
+ ORDER BY r.target, r.id DESC;
+
+-- name: prune
+-- Removes one batch of old final runs into the monthly summaries; never the newest run of a target.
+WITH old AS (
+    SELECT r.id
+      FROM upkeep.run r
+     WHERE r.finished_at < pg_catalog.clock_timestamp() - CASE WHEN r.state = 'skipped' THEN :keep_skipped::interval ELSE :keep_runs::interval END
+       AND EXISTS (SELECT 1 FROM upkeep.run n WHERE n.task = r.task AND n.target = r.target AND n.id > r.id)
+       AND (r.state = 'skipped' OR EXISTS (
+            SELECT 1 FROM upkeep.run n WHERE n.task = r.task AND n.target = r.target AND n.id > r.id AND n.finished_at IS NOT NULL AND n.state <> 'skipped'))
+     ORDER BY r.finished_at
+     LIMIT :batch
+       FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM upkeep.run r USING old WHERE r.id = old.id
+    RETURNING pg_catalog.date_trunc('month', r.finished_at AT TIME ZONE 'UTC')::date AS month, r.task, r.target, r.state, r.attempt,
+              coalesce(r.finished_at - r.started_at, '0') AS duration, coalesce((r.result ->> 'rows_changed')::bigint, 0) AS rows_changed
+), summed AS (
+    INSERT INTO upkeep.run_summary AS s (month, task, target, state, runs, attempts, duration_total, duration_max, rows_changed)
+    SELECT month, task, target, state, count(*), sum(attempt), sum(duration), max(duration), sum(rows_changed)
+      FROM gone
+     GROUP BY month, task, target, state
+    ON CONFLICT (month, task, target, state) DO UPDATE
+       SET runs = s.runs + excluded.runs, attempts = s.attempts + excluded.attempts,
+           duration_total = s.duration_total + excluded.duration_total,
+           duration_max = greatest(s.duration_max, excluded.duration_max), rows_changed = s.rows_changed + excluded.rows_changed
+    RETURNING 1
+)
+SELECT count(*) AS pruned FROM gone;

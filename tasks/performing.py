@@ -1,0 +1,169 @@
+"""Carries a claimed run to its end: what it did, why it did nothing, when it is tried again, or why it never will be.
+
+Without Celery, so that a run can work inside another one (a view brings its upstream views up to date first).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import structlog
+
+from fleet import ledger
+from fleet.errors import TransientError, UpkeepError
+from fleet.ledger import Run, State
+from fleet.postgres.failures import explain
+
+log = structlog.get_logger(__name__)
+
+# Retries of many views that failed together must not come back together.
+JITTER = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The work was done; `result` is what the ledger keeps of it (JSON)."""
+
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Nothing had to be done, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Something else works on the object: come back later, without having used an attempt."""
+
+    reason: str
+    wait: timedelta
+    waits_for: str | None = None
+
+
+Outcome = Done | Skip | Wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """What became of a delivery: the run's state afterwards, and the error behind it where there is one."""
+
+    state: State
+    summary: Mapping[str, Any]
+    error: UpkeepError | None = None
+
+
+def perform(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    work: Callable[[], Outcome],
+    *,
+    retries: Sequence[timedelta],
+    event: str,
+    doing: str,
+) -> Conclusion:
+    """Do the work of a claimed run and write down what came of it.
+
+    `work` may end the run itself, in the transaction of its effect; ending it again here changes nothing.
+    Transient errors make the run wait for its next attempt (`retries` are the pauses between attempts, jittered),
+    permanent ones and the last attempt fail it. A broken connection is raised: somebody with another one must write.
+    """
+    try:
+        outcome = work()
+    except psycopg.Error as exc:
+        return _failed(connection, run, explain(exc, doing=doing), exc, retries=retries, event=event)
+    except UpkeepError as exc:
+        return _failed(connection, run, exc, exc, retries=retries, event=event)
+    match outcome:
+        case Done(result=result):
+            ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
+            log.info(f"{event}.succeeded", **result)
+            return Conclusion(state=State.SUCCEEDED, summary=dict(result))
+        case Skip(reason=reason):
+            ledger.finish(connection, run.id, State.SKIPPED, reason=reason)
+            log.info(f"{event}.skipped", reason=reason)
+            return Conclusion(state=State.SKIPPED, summary={"reason": reason})
+        case Wait():
+            ledger.hand_back(
+                connection, run.id, wait=outcome.wait, reason=outcome.reason, waits_for=outcome.waits_for
+            )
+            log.info(f"{event}.waiting", reason=outcome.reason, wait_s=outcome.wait.total_seconds())
+            return Conclusion(state=State.WAITING, summary={"reason": outcome.reason})
+
+
+def record_failure(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    error: UpkeepError,
+    *,
+    cause: BaseException | None = None,
+    retries: Sequence[timedelta] = (),
+    event: str,
+) -> Conclusion:
+    """Write a failed attempt down: waiting for the next one where that may help, failed for good otherwise."""
+    written = describe(error, cause or error)
+    if isinstance(error, TransientError) and run.attempt < run.max_attempts:
+        wait = backoff(retries, run.attempt)
+        reason = f"attempt {run.attempt} of {run.max_attempts} failed: {error.message}"
+        ledger.hand_back(connection, run.id, wait=wait, reason=reason, error=written, counts=True)
+        log.warning(f"{event}.retrying", wait_s=round(wait.total_seconds(), 1), error=written)
+        return Conclusion(state=State.WAITING, summary={"reason": reason}, error=error)
+    ledger.finish(connection, run.id, State.FAILED, reason=error.message, error=written)
+    log.error(f"{event}.failed", error=written)
+    return Conclusion(state=State.FAILED, summary={"error": written}, error=error)
+
+
+def describe(error: UpkeepError, cause: BaseException) -> dict[str, Any]:
+    """An error as the ledger keeps it."""
+    described: dict[str, Any] = {
+        "kind": "transient" if isinstance(error, TransientError) else "permanent",
+        "type": type(cause).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+    }
+    if isinstance(cause, psycopg.Error):
+        described["sqlstate"] = cause.sqlstate
+        described["detail"] = cause.diag.message_detail
+    return described
+
+
+def backoff(retries: Sequence[timedelta], attempt: int) -> timedelta:
+    """The pause after the nth attempt (from 1), jittered by a fifth either way; the last one repeats."""
+    if not retries:
+        return timedelta()
+    pause = retries[min(attempt, len(retries)) - 1]
+    return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
+
+
+def _failed(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    error: UpkeepError,
+    cause: BaseException,
+    *,
+    retries: Sequence[timedelta],
+    event: str,
+) -> Conclusion:
+    if connection.broken or connection.closed:
+        raise error from cause
+    return record_failure(connection, run, error, cause=cause, retries=retries, event=event)
+
+
+__all__ = [
+    "Conclusion",
+    "Done",
+    "Outcome",
+    "Skip",
+    "Wait",
+    "backoff",
+    "describe",
+    "perform",
+    "record_failure",
+]

@@ -189,6 +189,12 @@ def children(connection: psycopg.Connection[Any], run_id: int) -> list[Run]:
     return _runs(connection, "children", id=run_id)
 
 
+def open_run_for(connection: psycopg.Connection[Any], *, task: str, target: str, as_of: datetime) -> int | None:
+    """An open run that will bring a target up to `as_of` anyway: no need for another one."""
+    row = _one(connection, "open_run_for", task=task, target=target, as_of=as_of)
+    return None if row is None else int(row["id"])
+
+
 def history(
     connection: psycopg.Connection[Any],
     *,

@@ -43,6 +43,14 @@ SELECT r.* FROM upkeep.run r WHERE r.request_id = :request_id;
 -- Which runs did this run make?
 SELECT r.* FROM upkeep.run r WHERE r.parent_id = :id ORDER BY r.id;
 
+-- name: open_run_for
+-- Is there an open run that will bring this target up to a moment anyway?
+SELECT r.id
+  FROM upkeep.run r
+ WHERE r.task = :task AND r.target = :target AND r.as_of >= :as_of AND r.finished_at IS NULL
+ ORDER BY r.as_of, r.id
+ LIMIT 1;
+
 -- name: show_progress!
 -- Notes where a running run is, for whoever watches.
 UPDATE upkeep.run SET progress = :progress WHERE id = :id AND state = 'running';

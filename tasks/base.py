@@ -1,0 +1,284 @@
+"""The task class: a message is a bell, the run that it names is the work.
+
+Every delivery ends in the ledger: claimed and worked on, found taken or final, or recorded as failed because what it asked
+for makes no sense. Nothing here is specific to an area; an area's task says how a request becomes a run, and what to call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Generic, TypeVar
+
+import psycopg
+import structlog
+from celery import Task
+from celery.exceptions import Reject, SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError as BrokerError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fleet import ledger, settings
+from fleet.errors import PermanentError, TransientError, UpkeepError
+from fleet.ledger import NewRun, Run, State
+from fleet.postgres.connect import Pools
+from tasks.performing import Conclusion, Outcome, describe, perform, record_failure
+
+log = structlog.get_logger(__name__)
+
+# While a database is away the requests for it go round; this keeps them from spinning.
+UNREACHABLE_PAUSE_S = 2.0
+# What a stranger sends as an argument is shown to operators, but not at any length.
+SHOWN_LENGTH = 200
+
+
+class Arguments(BaseModel):
+    """What a message may carry, as JSON keywords; `run` names the row that the bell was rung for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    database: str | None = None
+    run: int | None = None
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a process of the fleet has: the configuration, and its connections, opened after the fork."""
+
+    settings: settings.Settings
+    pools: Pools
+
+    @contextmanager
+    def connection(self, database: settings.Database, *, name: str) -> Iterator[psycopg.Connection[Any]]:
+        """A working connection to a kept database, in autocommit mode."""
+        with self.pools.connection(
+            database.name,
+            database.url.get_secret_value(),
+            application_name=name,
+            lock_timeout=database.lock_timeout,
+        ) as connection:
+            yield connection
+
+    def database(self, name: str | None) -> settings.Database:
+        """A kept database by name; the only one may go unnamed.
+
+        Raises:
+            PermanentError: unknown, or not named although there are several.
+        """
+        known = self.settings.databases
+        if name is None and len(known) == 1:
+            return next(iter(known.values()))
+        if name is None:
+            raise PermanentError("No database was named", remedy=f"Use database= one of: {', '.join(sorted(known))}")
+        return self.settings.database(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery(Generic[A]):
+    """One delivery of a message whose run is ours."""
+
+    run: Run
+    arguments: A
+    database: settings.Database
+    connection: psycopg.Connection[Any]
+    worker: str
+
+
+class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no types
+    """A task whose every delivery is a run in the ledger.
+
+    Subclasses set `name` and `arguments`, and say how a request becomes a run (`request_run`) and what its work is (`work`).
+    """
+
+    abstract = True
+    # Wrong arguments must reach the worker to be recorded, instead of failing in Flower with a 500.
+    typing = False
+    throws = (UpkeepError,)
+    arguments: ClassVar[type[Arguments]] = Arguments
+    # The dotted name of its log events: view.refresh.succeeded.
+    event: ClassVar[str] = "task"
+
+    def request_run(self, arguments: A, database: settings.Database, now: datetime) -> NewRun:
+        """The run that a message without one asks for.
+
+        Raises:
+            PermanentError: it asks for something that makes no sense here; no statement has been sent.
+        """
+        raise NotImplementedError
+
+    def work(self, delivery: Delivery[A]) -> Outcome:
+        """Do it. Errors are told apart by type: TransientError is tried again, PermanentError is not."""
+        raise NotImplementedError
+
+    def retries(self, delivery: Delivery[A]) -> Sequence[timedelta]:
+        """The pauses between attempts; as many as there are retries."""
+        return ()
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Celery's entry: read, claim, work, conclude."""
+        with structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id):
+            try:
+                arguments = self._read(args, kwargs)
+                database = self.runtime.database(arguments.database)
+            except PermanentError as exc:
+                self._record_rejection(exc, kwargs)
+                raise
+            with structlog.contextvars.bound_contextvars(database=database.name):
+                return self._deliver(arguments, database)
+
+    @property
+    def runtime(self) -> Runtime:
+        """The process's runtime, which worker.app puts there."""
+        runtime: Runtime = self.app.runtime
+        return runtime
+
+    def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A:
+        if args:
+            raise PermanentError(
+                f"{self.name} takes keywords, not positional arguments: {_shown(list(args))}",
+                remedy=f"Use {_usage(self.arguments)}",
+            )
+        try:
+            return self.arguments.model_validate(kwargs)  # type: ignore[return-value]
+        except ValidationError as exc:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']} (got {_shown(e['input'])})"
+                for e in exc.errors(include_url=False)
+            )
+            raise PermanentError(
+                f"Wrong arguments for {self.name}: {problems}", remedy=f"Use {_usage(self.arguments)}"
+            ) from None
+
+    def _deliver(self, arguments: A, database: settings.Database) -> dict[str, Any]:
+        label = f"{self.name.removeprefix('upkeep.')}/{getattr(arguments, 'view', None) or arguments.run or ''}"
+        try:
+            with self.runtime.connection(database, name=f"upkeep/{label}") as connection:
+                return self._claim(connection, arguments, database)
+        except TransientError as exc:
+            if arguments.run is not None:
+                # Its row is safe; the reaper rings again when the database is back.
+                log.warning("run.database_unreachable", run_id=arguments.run, error=exc.message)
+                return {"run": arguments.run, "state": "unknown", "reason": exc.message}
+            log.warning("request.database_unreachable", error=exc.message, next_try_s=UNREACHABLE_PAUSE_S)
+            time.sleep(UNREACHABLE_PAUSE_S)
+            raise Reject(exc.message, requeue=True) from exc
+
+    def _claim(
+        self, connection: psycopg.Connection[Any], arguments: A, database: settings.Database
+    ) -> dict[str, Any]:
+        run_id = arguments.run
+        if run_id is None:
+            try:
+                now = connection.execute("SELECT pg_catalog.clock_timestamp()").fetchone()
+                assert now is not None  # SELECT without FROM
+                new = self.request_run(arguments, database, now[0])
+            except PermanentError as exc:
+                self._record_rejection(exc, arguments.model_dump(exclude_none=True), connection)
+                raise
+            run_id, _ = ledger.insert(connection, new)
+        with ledger.claim(connection, run_id, worker=f"{self.request.hostname}/{os.getpid()}") as run:
+            if run is None or run.final:
+                state = run.state if run else "taken"
+                log.info("run.left_alone", run_id=run_id, state=state)
+                return {"run": run_id, "state": state}
+            with structlog.contextvars.bound_contextvars(run_id=run.id, **self._context(run)):
+                conclusion = self._perform(connection, run, arguments, database)
+        if conclusion.state is State.FAILED and conclusion.error is not None:
+            raise conclusion.error
+        return {"run": run_id, "state": conclusion.state.value, **conclusion.summary}
+
+    def _perform(
+        self, connection: psycopg.Connection[Any], run: Run, arguments: A, database: settings.Database
+    ) -> Conclusion:
+        delivery = Delivery(
+            run=run, arguments=arguments, database=database, connection=connection, worker=run.worker or ""
+        )
+        retries = self.retries(delivery)
+        doing = f"{self.name} of {run.target}"
+        try:
+            return perform(
+                connection, run, lambda: self.work(delivery), retries=retries, event=self.event, doing=doing
+            )
+        except SoftTimeLimitExceeded as exc:
+            error: UpkeepError = TransientError(f"{doing} ran into its time limit", remedy="Raise time_limit under [queues]")
+            cause: BaseException = exc
+        except UpkeepError as exc:
+            error, cause = exc, exc
+        # The working connection is gone, and its locks with it: write on another one. If that fails too, the row still
+        # says running, nobody holds its lock, and the reaper finds it.
+        with self.runtime.connection(database, name="upkeep/record") as fresh:
+            return record_failure(fresh, run, error, cause=cause, retries=retries, event=self.event)
+
+    def _context(self, run: Run) -> dict[str, Any]:
+        return {"target": run.target}
+
+    def _record_rejection(
+        self,
+        error: PermanentError,
+        arguments: Mapping[str, Any],
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> None:
+        """Write down a request that makes no sense; in the home database where its own is unknown."""
+        log.error("request.rejected", error=describe(error, error), arguments=_shown(dict(arguments)))
+        home = self.runtime.settings.home
+        try:
+            if connection is not None:
+                self._insert_rejection(connection, error, arguments)
+            else:
+                with self.runtime.connection(home, name="upkeep/record") as other:
+                    self._insert_rejection(other, error, arguments)
+        except (psycopg.Error, UpkeepError) as exc:
+            log.error("request.not_recorded", error=str(exc))
+
+    def _insert_rejection(
+        self, connection: psycopg.Connection[Any], error: PermanentError, arguments: Mapping[str, Any]
+    ) -> None:
+        target = next((str(arguments[k]) for k in ("view", "tier", "database") if arguments.get(k)), "")
+        with connection.transaction():
+            run_id, created = ledger.insert(
+                connection,
+                NewRun(
+                    task=self.name,
+                    target=target[:SHOWN_LENGTH],
+                    entry=ledger.OPERATOR,
+                    queue="refresh",
+                    arguments={"given": _shown(dict(arguments))},
+                    request_id=self.request.id,
+                ),
+            )
+            if created:
+                ledger.finish(
+                    connection, run_id, State.FAILED, reason=error.message, error=describe(error, error)
+                )
+
+
+def ring(app: Any, database: str, runs: Iterable[tuple[int, str, str]]) -> int:
+    """Ring the bell for runs: (run id, task, queue). Returns how many were rung before the broker failed, if it did."""
+    rung = 0
+    for run_id, task, queue in runs:
+        try:
+            app.send_task(task, kwargs={"database": database, "run": run_id}, queue=queue)
+        except (BrokerError, OSError) as exc:
+            log.warning("bell.not_rung", run_id=run_id, database=database, error=type(exc).__name__)
+            break
+        rung += 1
+    return rung
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+
+
+def _usage(arguments: type[Arguments]) -> str:
+    return ", ".join(
+        f"{name}=…" if field.is_required() else f"[{name}=…]"
+        for name, field in arguments.model_fields.items()
+        if name != "run"
+    )

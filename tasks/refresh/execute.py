@@ -1,0 +1,269 @@
+"""Refreshes one view: upstream first, one at a time per relation, skipped where nothing changed, recorded with its effect.
+
+The order of the steps is what makes it safe: the relation's advisory lock before the statement (a refresh's snapshot is taken
+before it waits for its lock), the clock and the sources' counters before the refresh, the state and the ledger in its transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import stamina
+import structlog
+from psycopg import errors, sql
+
+from fleet import ledger, settings
+from fleet.ledger import NewRun, Run, State
+from fleet.names import RelationName
+from fleet.postgres import locks
+from fleet.postgres.catalog.reading import read_reading
+from fleet.postgres.catalog.server import Server, read_server
+from tasks.performing import Done, Outcome, Skip, Wait, perform
+from tasks.refresh import view as views
+from tasks.refresh.plan import Demand, Need, changed, satisfied, upstream_needs
+from tasks.refresh.strategy import PLAIN_LIMIT, How, Strategy, choose, too_slow
+from tasks.refresh.view import SourceReading, Subject
+
+log = structlog.get_logger(__name__)
+
+REFRESH_VIEW = "upkeep.refresh.view"
+# Longer would keep a worker's place from other work; the run is handed back and another worker finishes it.
+BUSY_WAIT_S = 3.0
+BUSY_POLL_S = 0.05
+HAND_BACK = timedelta(seconds=2)
+# Tries within one attempt when only the lock was not free: jittered, a few seconds in all.
+LOCK_TRIES = 5
+# pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
+FORCE_FLUSH_SINCE = 150000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresher:
+    """What a refresh needs besides the view: the connection that does the work and the database's declarations."""
+
+    connection: psycopg.Connection[Any]
+    database: settings.Database
+    worker: str
+
+    def refresh(self, run: Run, name: RelationName) -> Outcome:
+        """Bring a view up to the run's as_of, its upstream views first.
+
+        Raises:
+            PermanentError: not managed, missing, not a materialized view, not ours to refresh, only refreshable by blocking.
+            psycopg.Error: as the server said it; the caller tells transient from permanent.
+        """
+        subjects = views.look(self.connection, self.database, name)
+        demand = Demand.of(run.entry)
+        as_of = run.as_of or run.created_at
+        server = read_server(self.connection)
+        if server.in_recovery:
+            return Wait(reason="the server is a standby: waiting for a primary", wait=timedelta(seconds=30))
+        if satisfied(subjects[name], server, as_of=as_of, demand=demand):
+            return Skip(reason="already fresh")
+        stale: list[str] = []
+        needs = upstream_needs(subjects, name, as_of=as_of, demand=demand)
+        needs = [n for n in needs if not satisfied(subjects[n.view], server, as_of=n.as_of, demand=demand)]
+        if needs:
+            busy = self._bring_up(run, needs, stale)
+            if busy is not None:
+                return busy
+        return self._refresh_one(run, subjects[name], as_of=as_of, demand=demand, stale=tuple(stale))
+
+    def _bring_up(self, run: Run, needs: list[Need], stale: list[str]) -> Wait | None:
+        """Refresh upstream views here, or wait for the workers that do; a failed one does not stop the view."""
+        deadline = time.monotonic() + BUSY_WAIT_S
+        pending = list(needs)
+        while pending:
+            still: list[Need] = []
+            for need in pending:
+                # An upstream's own upstream comes first in the list; while that is busy, this one waits too.
+                state = self._bring_up_one(run, need)
+                if state is None:
+                    still.append(need)
+                elif state not in {State.SUCCEEDED, State.SKIPPED}:
+                    stale.append(str(need.view))
+            if still and time.monotonic() >= deadline:
+                return Wait(reason=f"waiting for {still[0].view}", wait=HAND_BACK, waits_for=str(still[0].view))
+            if still and len(still) == len(pending):
+                time.sleep(BUSY_POLL_S)
+            pending = still
+        return None
+
+    def _bring_up_one(self, parent: Run, need: Need) -> State | None:
+        """The state that an upstream's run ended in (WAITING: it failed and will be tried again), None while somebody works on it."""
+        declared = self.database.views[need.view]
+        run_id = None
+        if need.entry == ledger.UPSTREAM:
+            run_id = ledger.open_run_for(self.connection, task=REFRESH_VIEW, target=str(need.view), as_of=need.as_of)
+        if run_id is None:
+            new = NewRun(
+                task=REFRESH_VIEW,
+                target=str(need.view),
+                entry=need.entry,
+                slot=need.slot,
+                as_of=need.as_of,
+                queue=declared.queue,
+                max_attempts=1 + len(declared.retries),
+                requested_by=f"run {parent.id}",
+            )
+            run_id, _ = ledger.insert(self.connection, new)
+        with ledger.claim(self.connection, run_id, worker=self.worker) as run:
+            if run is None:
+                known = ledger.get(self.connection, run_id)
+                if known is None or known.final:
+                    return State(known.state) if known else State.SKIPPED
+                # A waiting run with an error failed and is tried again later: the downstream view goes on without it.
+                return State.WAITING if known.state == State.WAITING and known.error else None
+            if run.final:
+                return State(run.state)
+            with structlog.contextvars.bound_contextvars(run_id=run.id, view=str(need.view)):
+                conclusion = perform(
+                    self.connection, run, lambda: self.refresh(run, need.view), retries=declared.retries,
+                    event="view.refresh", doing=f"Refreshing {need.view}",
+                )
+        if conclusion.state is State.WAITING and conclusion.error is None:
+            return None
+        return conclusion.state
+
+    def _refresh_one(self, run: Run, seen: Subject, *, as_of: datetime, demand: Demand, stale: tuple[str, ...]) -> Outcome:
+        name = seen.name
+        with _held(self.connection, locks.relation_key(seen.found.oid)) as ours:
+            if not ours:
+                return Wait(reason=f"{name} is being worked on by somebody else", wait=HAND_BACK, waits_for=str(name))
+            # Everything is read again: while we waited somebody else may have refreshed, recreated or dropped it.
+            subject = views.look(self.connection, self.database, name)[name]
+            if subject.found.oid != seen.found.oid:
+                return Wait(reason=f"{name} was recreated a moment ago", wait=timedelta())
+            server = read_server(self.connection)
+            if satisfied(subject, server, as_of=as_of, demand=demand):
+                return Skip(reason="already fresh")
+            reading = take_reading(self.connection, subject, server)
+            why = changed(subject, server, reading, demand)
+            if why is None:
+                with self.connection.transaction():
+                    views.record_verified(self.connection, name, server.clock)
+                    ledger.finish(self.connection, run.id, State.SKIPPED, reason="its sources have not changed")
+                return Skip(reason="its sources have not changed")
+            with self._place() as place:
+                if place is None:
+                    limit = self.database.max_parallel_refreshes
+                    return Wait(reason=f"{limit} refreshes are running in {self.database.name} already", wait=HAND_BACK)
+                result = self._execute(run, subject, choose(subject), server=server, reason=why, reading=reading, stale=stale)
+        self._flush_counters(server)
+        ledger.wake(self.connection, str(name))
+        return Done(result=result)
+
+    def _execute(
+        self, run: Run, subject: Subject, strategy: Strategy, *, server: Server, reason: str, reading: SourceReading, stale: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        expected = subject.state.duration.total_seconds() if subject.state.duration else None
+        ledger.show_progress(
+            self.connection, run.id, phase="refreshing", view=str(subject.name), strategy=strategy.how.value, reason=reason, expected_s=expected
+        )
+        try:
+            for attempt in stamina.retry_context(on=errors.LockNotAvailable, attempts=LOCK_TRIES, timeout=None, wait_initial=0.1, wait_max=1.0):
+                with attempt:
+                    return self._statement(run, subject, strategy, server=server, reason=reason, reading=reading, stale=stale)
+        except errors.QueryCanceled as exc:
+            if strategy.how is not How.PLAIN_BOUNDED:
+                raise
+            views.record_too_slow(self.connection, subject.name, PLAIN_LIMIT + timedelta(milliseconds=1))
+            error = too_slow(subject)
+            if subject.found.unique_index is None:
+                raise error from exc
+            # It could be refreshed concurrently after all; the prediction was wrong.
+            calm = replace(subject, state=replace(subject.state, plain_duration=PLAIN_LIMIT * 2, rows_changed=None))
+            return self._execute(run, calm, choose(calm), server=server, reason=reason, reading=reading, stale=stale)
+        raise AssertionError("stamina returns or raises")  # pragma: no cover
+
+    def _statement(
+        self, run: Run, subject: Subject, strategy: Strategy, *, server: Server, reason: str, reading: SourceReading, stale: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        """One transaction: the refresh, what is known of the view afterwards, and the run's end."""
+        connection, found = self.connection, subject.found
+        with connection.transaction():
+            # One SELECT sets all three: SET takes no parameters. The clock is read before REFRESH takes its snapshot.
+            row = connection.execute(
+                "SELECT pg_catalog.clock_timestamp(), pg_catalog.set_config('lock_timeout', %s, true), pg_catalog.set_config('statement_timeout', %s, true), "
+                "CASE WHEN %s::text IS NOT NULL THEN pg_catalog.set_config('TimeZone', %s, true) END",
+                (_ms(strategy.lock_timeout), _ms(strategy.statement_timeout), subject.declared.timezone, subject.declared.timezone),
+            ).fetchone()
+            assert row is not None  # SELECT without FROM
+            snapshot_at: datetime = row[0]
+            began = time.monotonic()
+            connection.execute(
+                sql.SQL("REFRESH MATERIALIZED VIEW {}{}").format(
+                    sql.SQL("CONCURRENTLY ") if strategy.concurrently else sql.SQL(""), found.name.identifier()
+                )
+            )
+            duration = timedelta(seconds=time.monotonic() - began)
+            rows_changed = views.rows_written(connection, found.oid)
+            plain = not strategy.concurrently
+            result = {
+                "strategy": strategy.how.value,
+                "reason": reason,
+                "duration_s": round(duration.total_seconds(), 4),
+                "rows_changed": rows_changed,
+                "snapshot_at": snapshot_at.isoformat(),
+            } | ({"upstream_stale": list(stale)} if stale else {})
+            views.record_refresh(
+                connection, subject, server=server, snapshot_at=snapshot_at, run_id=run.id, strategy=strategy.how.value, duration=duration,
+                plain=plain, rows_changed=rows_changed, row_estimate=rows_changed if plain else found.row_estimate, reading=reading,
+                upstream_stale=stale,
+            )
+            ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
+        return result
+
+    @contextmanager
+    def _place(self) -> Iterator[str | None]:
+        """One of the database's places for refreshes, waited for briefly."""
+        keys = [locks.slot_key(n) for n in range(self.database.max_parallel_refreshes)]
+        deadline = time.monotonic() + BUSY_WAIT_S
+        while True:
+            held = next((k for k in keys if locks.try_acquire(self.connection, k)), None)
+            if held is not None or time.monotonic() >= deadline:
+                break
+            time.sleep(BUSY_POLL_S)
+        try:
+            yield held
+        finally:
+            if held is not None:
+                locks.release(self.connection, held)
+
+    def _flush_counters(self, server: Server) -> None:
+        # Without this the next reading of a downstream view could see our rows only a second later, and refresh once too often.
+        if server.version_num >= FORCE_FLUSH_SINCE:
+            self.connection.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
+
+
+def take_reading(connection: psycopg.Connection[Any], subject: Subject, server: Server) -> SourceReading:
+    """What the view's contents depend on, at this moment; read before the refresh, so that an error is one refresh too many."""
+    states = views.read_states(connection)
+    zone = subject.declared.timezone
+    return SourceReading(
+        sources=read_reading(connection, subject.leaves),
+        settings_hash=server.settings_hash,
+        today=server.clock.astimezone(ZoneInfo(zone)).date() if zone else server.today,
+        refresh_ids={str(n): states[str(n)].refresh_id for n in subject.upstream if str(n) in states},
+    )
+
+
+@contextmanager
+def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[bool]:
+    ours = locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S)
+    try:
+        yield ours
+    finally:
+        if ours:
+            locks.release(connection, key)
+
+
+def _ms(value: timedelta) -> str:
+    return f"{max(1, int(value.total_seconds() * 1000))}ms"

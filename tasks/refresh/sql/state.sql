@@ -1,0 +1,56 @@
+-- name: states
+-- What is known of every view that is or was managed?
+SELECT view, tier, relation, definition_hash, system_identifier, timeline, snapshot_at, verified_at, refresh_id, run_id, strategy,
+       duration, plain_duration, rows_changed, row_estimate, reading, upstream_stale
+  FROM upkeep.view_state;
+
+-- name: manage!
+-- Makes the declared views known, with their tiers; what is declared no longer stays as history without a tier.
+WITH declared AS (
+    SELECT * FROM unnest(:views::text[], :tiers::text[]) AS d (view, tier)
+), added AS (
+    INSERT INTO upkeep.view_state AS s (view, tier)
+    SELECT view, tier FROM declared
+    ON CONFLICT (view) DO UPDATE SET tier = excluded.tier, updated_at = pg_catalog.clock_timestamp()
+     WHERE s.tier IS DISTINCT FROM excluded.tier
+)
+UPDATE upkeep.view_state s
+   SET tier = NULL, updated_at = pg_catalog.clock_timestamp()
+ WHERE s.tier IS NOT NULL
+   AND NOT EXISTS (SELECT 1 FROM declared d WHERE d.view = s.view);
+
+-- name: verified!
+-- Counters said that nothing has changed since the recorded reading; the time never moves back.
+UPDATE upkeep.view_state
+   SET verified_at = greatest(verified_at, :verified_at), updated_at = pg_catalog.clock_timestamp()
+ WHERE view = :view;
+
+-- name: refreshed
+-- Records a real refresh, in its own transaction; a refresh that changed rows moves refresh_id.
+INSERT INTO upkeep.view_state AS s (
+    view, tier, relation, definition_hash, system_identifier, timeline, snapshot_at, refresh_id, run_id, strategy, duration,
+    plain_duration, rows_changed, row_estimate, reading, upstream_stale)
+VALUES (:view, :tier, :relation, :definition_hash, :system_identifier, :timeline, :snapshot_at, 1, :run_id, :strategy, :duration,
+        :plain_duration, :rows_changed, :row_estimate, :reading, :upstream_stale)
+ON CONFLICT (view) DO UPDATE
+   SET tier = excluded.tier, relation = excluded.relation, definition_hash = excluded.definition_hash,
+       system_identifier = excluded.system_identifier, timeline = excluded.timeline, snapshot_at = excluded.snapshot_at, verified_at = NULL,
+       refresh_id = s.refresh_id + CASE WHEN excluded.rows_changed = 0 AND s.relation = excluded.relation THEN 0 ELSE 1 END,
+       run_id = excluded.run_id, strategy = excluded.strategy, duration = excluded.duration,
+       plain_duration = CASE WHEN excluded.plain_duration IS NOT NULL THEN excluded.plain_duration
+                             WHEN s.relation = excluded.relation THEN s.plain_duration END,
+       rows_changed = excluded.rows_changed, row_estimate = excluded.row_estimate, reading = excluded.reading,
+       upstream_stale = excluded.upstream_stale, updated_at = pg_catalog.clock_timestamp()
+RETURNING s.refresh_id;
+
+-- name: too_slow_for_plain!
+-- Remembers that a bounded plain refresh ran out of its time, so that it is not tried at every tick.
+UPDATE upkeep.view_state
+   SET plain_duration = greatest(plain_duration, :at_least), updated_at = pg_catalog.clock_timestamp()
+ WHERE view = :view;
+
+-- name: rows_written
+-- How many rows did this transaction write into the view so far? Its own counters, visible at once.
+SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) AS inserted,
+       pg_catalog.pg_stat_get_xact_tuples_updated(:relation) AS updated,
+       pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS deleted;

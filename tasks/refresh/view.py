@@ -1,0 +1,264 @@
+"""What is known of a managed view: how it is declared, what the catalogue says, what its last refresh recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from fleet import settings
+from fleet.errors import PermanentError
+from fleet.names import RelationName
+from fleet.postgres.catalog.definition import Definition, read_definitions
+from fleet.postgres.catalog.reading import Reading
+from fleet.postgres.catalog.server import Server
+from fleet.postgres.catalog.sources import Source, SourceKind, read_sources, upstream
+from fleet.postgres.catalog.views import MaterializedView, read_views
+from fleet.postgres.queries import load
+
+_sql = load("tasks.refresh", "sql/state.sql")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewState:
+    """One row of upkeep.view_state.
+
+    `snapshot_at` is a lower bound of what a real refresh saw, `verified_at` when counters said that nothing had changed.
+    """
+
+    view: str
+    tier: str | None = None
+    relation: int | None = None
+    definition_hash: str | None = None
+    system_identifier: str | None = None
+    timeline: int | None = None
+    snapshot_at: datetime | None = None
+    verified_at: datetime | None = None
+    refresh_id: int = 0
+    run_id: int | None = None
+    strategy: str | None = None
+    duration: timedelta | None = None
+    plain_duration: timedelta | None = None
+    rows_changed: int | None = None
+    row_estimate: int | None = None
+    reading: Mapping[str, Any] | None = None
+    upstream_stale: tuple[str, ...] | list[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReading:
+    """Everything that a view's contents depend on, read before a refresh and compared before the next.
+
+    `refresh_ids` of the managed views it reads: their counters may lag, these do not.
+    """
+
+    sources: Reading
+    settings_hash: str
+    today: date
+    refresh_ids: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As upkeep.view_state keeps it."""
+        return {
+            "sources": self.sources.to_json(),
+            "settings": self.settings_hash,
+            "today": self.today.isoformat(),
+            "refresh_ids": dict(self.refresh_ids),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> SourceReading | None:
+        """A stored reading, or None where another version wrote one that this one does not understand."""
+        try:
+            return cls(
+                sources=Reading.from_json(stored["sources"]),
+                settings_hash=stored["settings"],
+                today=date.fromisoformat(stored["today"]),
+                refresh_ids={str(k): int(v) for k, v in stored["refresh_ids"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A managed view with all that a decision about it needs."""
+
+    declared: settings.View
+    tier: settings.Tier
+    found: MaterializedView
+    definition: Definition
+    sources: tuple[Source, ...]
+    upstream: tuple[RelationName, ...]
+    unmanaged_upstream: tuple[RelationName, ...]
+    state: ViewState
+
+    @property
+    def name(self) -> RelationName:
+        """The view's name."""
+        return self.declared.name
+
+    @property
+    def leaves(self) -> tuple[int, ...]:
+        """The relations whose counters say whether anything changed."""
+        return tuple(s.oid for s in self.sources if s.kind not in {SourceKind.PARTITIONED, SourceKind.VIEW})
+
+
+def look(connection: psycopg.Connection[Any], database: settings.Database, target: RelationName) -> dict[RelationName, Subject]:
+    """A view and every managed view that it is built on, directly or not.
+
+    Raises:
+        PermanentError: the view is not declared, does not exist, or is something other than a materialized view.
+    """
+    database.view(target)
+    found = read_views(connection)
+    by_name = {v.name: v for v in found.values()}
+    if target not in by_name:
+        raise missing(connection, target, by_name)
+    states = read_states(connection)
+    subjects: dict[RelationName, Subject] = {}
+    asked = [by_name[target].oid]
+    while asked:
+        sources = read_sources(connection, asked)
+        definitions = read_definitions(connection, asked)
+        reads = upstream(sources, found)
+        for oid in asked:
+            subject = _subject(database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states)
+            subjects[subject.name] = subject
+        above = {by_name[n].oid for oid in asked for n in subjects[found[oid].name].upstream}
+        asked = sorted(above - {by_name[n].oid for n in subjects})
+    return subjects
+
+
+def look_at_all(connection: psycopg.Connection[Any], database: settings.Database) -> tuple[dict[RelationName, Subject], dict[RelationName, PermanentError]]:
+    """Every managed view of a database, and what is wrong with those that cannot be found."""
+    found = read_views(connection)
+    by_name = {v.name: v for v in found.values()}
+    states = read_states(connection)
+    present = [by_name[n].oid for n in database.views if n in by_name]
+    sources = read_sources(connection, present)
+    definitions = read_definitions(connection, present)
+    reads = upstream(sources, found)
+    subjects = {
+        found[oid].name: _subject(database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states)
+        for oid in present
+    }
+    absent = {n: missing(connection, n, by_name) for n in database.views if n not in by_name}
+    return subjects, absent
+
+
+def read_states(connection: psycopg.Connection[Any]) -> dict[str, ViewState]:
+    """The recorded state of every view, by canonical name."""
+    with connection.cursor(row_factory=class_row(ViewState)) as cursor:
+        return {s.view: s for s in cursor.execute(_sql.states.sql)}
+
+
+def manage(connection: psycopg.Connection[Any], database: settings.Database) -> None:
+    """Tell the state which views are managed, and in which tier: what upkeep.view_freshness shows."""
+    views = [(str(v.name), v.tier) for v in database.views.values()]
+    connection.execute(_sql.manage.sql, {"views": [v for v, _ in views], "tiers": [t for _, t in views]})
+
+
+def record_verified(connection: psycopg.Connection[Any], view: RelationName, at: datetime) -> None:
+    """Counters said at `at` that nothing had changed since the recorded reading."""
+    connection.execute(_sql.verified.sql, {"view": str(view), "verified_at": at})
+
+
+def record_refresh(
+    connection: psycopg.Connection[Any],
+    subject: Subject,
+    *,
+    server: Server,
+    snapshot_at: datetime,
+    run_id: int,
+    strategy: str,
+    duration: timedelta,
+    plain: bool,
+    rows_changed: int,
+    row_estimate: int | None,
+    reading: SourceReading,
+    upstream_stale: Iterable[str],
+) -> int:
+    """Record a real refresh; call it in the refresh's transaction. Returns the view's new refresh id."""
+    row = connection.execute(
+        _sql.refreshed.sql,
+        {
+            "view": str(subject.name),
+            "tier": subject.declared.tier,
+            "relation": subject.found.oid,
+            "definition_hash": subject.found.definition_hash,
+            "system_identifier": server.system_identifier,
+            "timeline": server.timeline,
+            "snapshot_at": snapshot_at,
+            "run_id": run_id,
+            "strategy": strategy,
+            "duration": duration,
+            "plain_duration": duration if plain else None,
+            "rows_changed": rows_changed,
+            "row_estimate": row_estimate,
+            "reading": Jsonb(reading.to_json()),
+            "upstream_stale": sorted(upstream_stale),
+        },
+    ).fetchone()
+    assert row is not None  # INSERT … ON CONFLICT DO UPDATE always returns its row
+    return int(row[0])
+
+
+def record_too_slow(connection: psycopg.Connection[Any], view: RelationName, at_least: timedelta) -> None:
+    """A bounded plain refresh ran out of its time."""
+    connection.execute(_sql.too_slow_for_plain.sql, {"view": str(view), "at_least": at_least})
+
+
+def rows_written(connection: psycopg.Connection[Any], relation: int) -> int:
+    """Rows inserted, updated and deleted in a relation by the current transaction."""
+    row = connection.execute(_sql.rows_written.sql, {"relation": relation}).fetchone()
+    return sum(int(n) for n in row) if row else 0
+
+
+def _subject(
+    database: settings.Database,
+    found: Mapping[int, MaterializedView],
+    oid: int,
+    sources: tuple[Source, ...],
+    definition: Definition,
+    reads: Iterable[int],
+    states: Mapping[str, ViewState],
+) -> Subject:
+    name = found[oid].name
+    view = database.views[name]
+    read = sorted(found[o].name for o in reads)
+    return Subject(
+        declared=view,
+        tier=database.tier(view.tier),
+        found=found[oid],
+        definition=definition,
+        sources=sources,
+        upstream=tuple(n for n in read if n in database.views),
+        unmanaged_upstream=tuple(n for n in read if n not in database.views),
+        state=states.get(str(name), ViewState(view=str(name))),
+    )
+
+
+_KINDS = {"r": "a table", "v": "a plain view", "p": "a partitioned table", "f": "a foreign table", "i": "an index", "S": "a sequence", "c": "a type"}
+
+
+def missing(connection: psycopg.Connection[Any], name: RelationName, found: Mapping[RelationName, MaterializedView]) -> PermanentError:
+    """Why a declared view is not among the materialized views, and what its name may have meant."""
+    row = connection.execute(
+        "SELECT c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        (name.schema, name.name),
+    ).fetchone()
+    if row is not None:
+        kind = row[0].decode() if isinstance(row[0], bytes) else str(row[0])
+        return PermanentError(
+            f"{name} is {_KINDS.get(kind, 'not a view')}, not a materialized view",
+            remedy="Only materialized views are refreshed; take it out of upkeep.toml",
+        )
+    like = [str(n) for n in found if n.name.lower() == name.name.lower()]
+    hint = f"Did you mean {', '.join(sorted(like))}?" if like else "Create it, or take it out of upkeep.toml"
+    return PermanentError(f"The materialized view {name} does not exist", remedy=hint.rstrip("?") if not like else hint)

@@ -1,0 +1,139 @@
+"""The Celery app and composition root: what the processes of the fleet share, and how messages are delivered.
+
+`celery -A worker.app worker`, `celery -A worker.app beat`, `celery -A worker.app flower`. Nothing is read at import:
+configuration and connections come when a process first needs them, connections after the fork.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from celery.schedules import BaseSchedule
+
+from fleet import logs, settings
+from fleet.errors import UpkeepError
+from fleet.postgres.connect import Pools, connect
+from fleet.postgres.migrations import refuse_unless_current
+from schedules.entries import entries
+from schedules.cron_schedule import CronSchedule
+from tasks.base import Runtime
+from tasks.ledger import tasks as ledger_tasks
+from tasks.refresh import tasks as refresh_tasks
+from tasks.refresh.view import manage
+from worker.reaper import Reaper
+
+log = structlog.get_logger(__name__)
+
+QUEUES = ("refresh", "refresh.slow", "maintenance", "archive", "watch")
+# A worker that is told to stop finishes what runs for this long, then hands it back.
+SOFT_SHUTDOWN_S = 30.0
+
+
+class Upkeep(Celery):  # type: ignore[misc]  # celery ships no types
+    """Celery with the fleet's runtime on it."""
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Loaded once per process tree; the pools inside open per process."""
+        return Runtime(settings=settings.load(), pools=Pools())
+
+
+def configuration(fleet: settings.Settings) -> dict[str, Any]:
+    """Celery's settings for this fleet; facts/celery.md of the design has what each of them prevents."""
+    queues = fleet.queues
+    redis = fleet.fleet.redis_url.get_secret_value()
+    return {
+        "broker_url": redis,
+        "result_backend": redis,
+        "result_expires": queues.result_expires,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "task_default_queue": "refresh",
+        "task_create_missing_queues": False,
+        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
+        "task_routes": {"upkeep.refresh.*": {"queue": "refresh"}, "upkeep.ledger.*": {"queue": "maintenance"}},
+        # A message is acknowledged when its work is over: killing a child or a worker loses nothing.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_track_started": True,
+        "task_send_sent_event": True,
+        "worker_send_task_events": True,
+        "task_soft_time_limit": queues.soft_time_limit.total_seconds(),
+        "task_time_limit": queues.time_limit.total_seconds(),
+        "worker_concurrency": queues.concurrency,
+        "worker_prefetch_multiplier": 1,
+        "worker_max_tasks_per_child": queues.max_tasks_per_child,
+        "worker_max_memory_per_child": queues.max_memory_per_child_kib,
+        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN_S,
+        "worker_enable_soft_shutdown_on_idle": True,
+        # With True a running task was lost when Redis was killed (3 of 3).
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "visibility_timeout": queues.visibility_timeout.total_seconds(),
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        "redis_socket_timeout": 30.0,
+        "redis_socket_keepalive": True,
+        "beat_schedule": schedule(fleet),
+        "beat_max_loop_interval": 5,
+        "enable_utc": True,
+        "timezone": "UTC",
+    }
+
+
+def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:
+    """The declared entries as stock beat takes them."""
+    made: dict[str, dict[str, Any]] = {}
+    for entry in entries(fleet).values():
+        timing: BaseSchedule = CronSchedule(entry.cron, entry.timezone)
+        made[entry.name] = {
+            "task": entry.task,
+            "schedule": timing,
+            "kwargs": dict(entry.kwargs),
+            "options": {"queue": entry.queue, "expires": entry.expires.total_seconds()},
+        }
+    return made
+
+
+app = Upkeep("upkeep", set_as_current=True)
+app.add_defaults(lambda: configuration(app.runtime.settings))
+for task in (*refresh_tasks.TASKS, *ledger_tasks.TASKS):
+    app.register_task(task())
+app.steps["worker"].add(Reaper)
+
+
+@signals.setup_logging.connect
+def _logs(**_: Any) -> None:
+    logs.configure()
+
+
+@signals.worker_init.connect
+def _introduce(**_: Any) -> None:
+    """Say what this worker keeps; a database that is away now is no reason not to start."""
+    for database in app.runtime.settings.databases.values():
+        try:
+            with connect(database.url.get_secret_value(), application_name="upkeep/start") as connection:
+                refuse_unless_current(connection, database.name)
+                manage(connection, database)
+            log.info("database.kept", database=database.name, views=len(database.views))
+        except UpkeepError as exc:
+            log.warning("database.not_ready", database=database.name, error=exc.message, remedy=exc.remedy)
+
+
+@signals.worker_process_shutdown.connect
+def _close(**_: Any) -> None:
+    app.runtime.pools.close()

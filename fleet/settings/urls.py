@@ -1,0 +1,86 @@
+"""Where the databases and Redis are: URLs checked before anybody connects, no password ever quoted.
+
+libpq's and Redis's own messages quote their input, so they are cut down to what cannot hold a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from fleet.errors import ConfigurationError
+
+# Connection parameters that are secrets themselves.
+_SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+_EXAMPLE = 'Write "postgresql://user@host:5432/dbname" or "host=... dbname=... user=..."'
+
+
+def postgres(url: str) -> dict[str, str]:
+    """The parameters of a connection string, a URI or keywords.
+
+    Raises:
+        ConfigurationError: libpq would not take it; the message quotes nothing of it.
+
+    """
+    if not url.strip():
+        raise ConfigurationError("it is empty", remedy=_EXAMPLE)
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", url)
+    if scheme is not None and scheme[1] not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"libpq does not know the scheme {scheme[1]}://",
+            remedy="A PostgreSQL URL starts with postgresql://",
+        )
+    try:
+        parameters = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
+    except psycopg.Error as exc:
+        # Between its first and its last quotation mark a message of libpq repeats what it was given.
+        said = re.sub(r'".*"', "(hidden)", str(exc), flags=re.DOTALL).strip()
+        raise ConfigurationError(f"it is not a connection string: {said}", remedy=_EXAMPLE) from None
+    for port in parameters.get("port", "").split(","):
+        if port and not (port.isdecimal() and 0 < int(port) < 65_536):
+            raise ConfigurationError("its port is not a number from 1 to 65535", remedy=_EXAMPLE)
+    return parameters
+
+
+def has_secret(parameters: dict[str, str]) -> bool:
+    """Whether a parsed connection string holds a password or the like."""
+    return any(parameters.get(key) for key in _SECRETS)
+
+
+def place(parameters: dict[str, str]) -> tuple[str, str, str]:
+    """Host, port and database: what makes two connection strings mean the same database."""
+    host = parameters.get("hostaddr") or parameters.get("host") or "localhost"
+    return host, parameters.get("port") or "5432", parameters.get("dbname") or parameters.get("user") or ""
+
+
+def shown(parameters: dict[str, str]) -> str:
+    """A connection string for people, without secrets."""
+    return " ".join(f"{key}={'***' if key in _SECRETS else value}" for key, value in parameters.items())
+
+
+def redis(url: str) -> tuple[bool, str]:
+    """Whether a URL of Redis holds a password, and the URL for people, without it.
+
+    Raises:
+        ConfigurationError: it is not a URL of Redis; the message quotes nothing of it.
+
+    """
+    example = 'Write "redis://host:6379/0"; rediss:// is with TLS'
+    try:
+        parts = urlsplit(url)
+        host, port, database = parts.hostname, parts.port, parts.path.removeprefix("/")
+    except ValueError:
+        raise ConfigurationError("its host or port is not valid", remedy=example) from None
+    if parts.scheme not in ("redis", "rediss"):
+        raise ConfigurationError("it is not a URL of Redis", remedy=example)
+    if not host or port == 0:
+        raise ConfigurationError("it names no host, or port 0", remedy=example)
+    if database and not database.isdecimal():
+        raise ConfigurationError(
+            "what follows the host must be the number of a Redis database", remedy=example
+        )
+    secret = bool(parts.password) or "password=" in parts.query
+    return secret, f"{parts.scheme}://{'***@' if secret else ''}{host}:{port or 6379}/{database or 0}"

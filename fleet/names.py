@@ -26,7 +26,7 @@ class RelationName:
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Read `schema.view` or `"Odd Schema"."Odd ""View"""` as PostgreSQL would.
+        """Read schema.view, with double quotes where SQL needs them, as PostgreSQL would.
 
         Unquoted parts fold to lower case (ASCII only, as the server does with UTF-8).
 

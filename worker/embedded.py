@@ -80,6 +80,15 @@ os.execv(sys.argv[5], sys.argv[5:])
 """
 
 
+def bound_to_us(command: list[str], death_signal: signal.Signals) -> list[str]:
+    """A command line that starts `command` so that the kernel signals it when the calling thread's process is gone.
+
+    Call it from the process's main thread, or a thread that lives as long as the command should.
+    """
+    bound = [os.getpid(), int(death_signal), -1, -1]
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, bound), *command]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Child:
     """A started server; `ended` is set when it has been reaped."""

@@ -63,8 +63,14 @@ class Planned:
 
 def order(subjects: Mapping[RelationName, Subject]) -> list[RelationName]:
     """Upstream before downstream, otherwise by name. PostgreSQL's views cannot form a cycle."""
-    sorter = TopologicalSorter({n: sorted(s.upstream) for n, s in sorted(subjects.items())})
-    return [n for n in sorter.static_order() if n in subjects]
+    sorter = TopologicalSorter({n: s.upstream for n, s in subjects.items()})
+    sorter.prepare()
+    ordered: list[RelationName] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        ordered += [n for n in ready if n in subjects]
+        sorter.done(*ready)
+    return ordered
 
 
 def upstream_needs(subjects: Mapping[RelationName, Subject], target: RelationName, *, as_of: datetime, demand: Demand) -> list[Need]:

@@ -17,7 +17,7 @@ from fleet.names import RelationName
 from fleet.postgres.catalog.definition import Definition, read_definitions
 from fleet.postgres.catalog.reading import Reading
 from fleet.postgres.catalog.server import Server
-from fleet.postgres.catalog.sources import Source, SourceKind, read_sources, upstream
+from fleet.postgres.catalog.sources import Source, read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.queries import load
 
@@ -106,7 +106,7 @@ class Subject:
     @property
     def leaves(self) -> tuple[int, ...]:
         """The relations whose counters say whether anything changed."""
-        return tuple(s.oid for s in self.sources if s.kind not in {SourceKind.PARTITIONED, SourceKind.VIEW})
+        return tuple(s.oid for s in self.sources if s.kind.leaf)
 
 
 def look(connection: psycopg.Connection[Any], database: settings.Database, target: RelationName) -> dict[RelationName, Subject]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,17 +30,16 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root lends PostgreS
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary directory of the servers in this test, to see what they leave in it."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    for parent in list(folder.parents)[:3]:  # pytest's own are for its user alone
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return folder
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The temporary directory of the servers in this test, to see what they leave in it.
+
+    Not below pytest's own: that one is closed to all users but ours, and again whenever a pytest starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="upkeep-test-") as folder:
+        Path(folder).chmod(0o1777)
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(folder)
 
 
 @pytest.fixture

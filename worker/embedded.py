@@ -80,13 +80,17 @@ os.execv(sys.argv[5], sys.argv[5:])
 """
 
 
-def bound_to_us(command: list[str], death_signal: signal.Signals) -> list[str]:
-    """A command line that starts `command` so that the kernel signals it when the calling thread's process is gone.
+def bound_to_us(
+    command: list[str], death_signal: signal.Signals, account: pwd.struct_passwd | None = None
+) -> list[str]:
+    """A command line that starts `command`, as another user if asked, and ends it when our process is gone.
 
-    Call it from the process's main thread, or a thread that lives as long as the command should.
+    Linux sends the death signal when the *thread* that forked ends, not when its process does: start this
+    from the main thread, or from one that lives as long as the command should.
     """
-    bound = [os.getpid(), int(death_signal), -1, -1]
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, bound), *command]
+    uid, gid = (account.pw_uid, account.pw_gid) if account else (-1, -1)
+    numbers = [os.getpid(), int(death_signal), uid, gid]
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, numbers), *command]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +238,8 @@ class _EmbeddedServer(ABC):
                 )
 
     def _spawn(self, log: int) -> _Child:
-        """Start the server from a thread that stays until the server ends.
-
-        Linux sends the death signal when the *thread* that forked ends, not when its process does: a server
-        started from a short-lived thread would go down with it.
-        """
-        account = self._account()
-        uid, gid = (account.pw_uid, account.pw_gid) if account else (-1, -1)
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
-        numbers = [os.getpid(), int(self.death_signal), uid, gid]
+        """Start the server from a thread that stays until the server ends, for `bound_to_us`."""
+        command = bound_to_us(self._command(), self.death_signal, self._account())
         ended = threading.Event()
         started = threading.Event()
         children: list[_Child] = []
@@ -251,7 +248,7 @@ class _EmbeddedServer(ABC):
         def keep() -> None:
             try:
                 process = subprocess.Popen(
-                    [*launcher, *map(str, numbers), *self._command()],
+                    command,
                     cwd=self.data_dir,
                     env=_environment(),
                     stdin=subprocess.DEVNULL,

@@ -50,11 +50,11 @@ class Findings:
 
     def error(self, key: Key, value: object, message: str, remedy: str) -> None:
         """Add an error; `value` is as in the document, None where there is none."""
-        self.errors.append(Problem(path(key), _shown(key, value), message, remedy))
+        self.errors.append(_problem(key, value, message, remedy))
 
     def warn(self, key: Key, value: object, message: str, remedy: str) -> None:
         """Add a warning."""
-        self.warnings.append(Problem(path(key), _shown(key, value), message, remedy))
+        self.warnings.append(_problem(key, value, message, remedy))
 
     def model(
         self,
@@ -105,6 +105,11 @@ class Findings:
                     remedy = "Views belong to a database: [databases.NAME.views]"
                 value = Rendered(redaction.MASK) if _SUSPICIOUS.search(name) else table[name]
                 self.error((*key, name), value, "there is no such key", remedy)
+
+
+def _problem(key: Key, value: object, message: str, remedy: str) -> Problem:
+    # A message may quote a value, and a secret may have been written where a duration belongs.
+    return Problem(path(key), _shown(key, value), redaction.text(message), redaction.text(remedy))
 
 
 def _lower(message: str) -> str:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fleet import cron as crons
@@ -108,6 +117,8 @@ def _tuple(value: object) -> object:
 
 Cron = Annotated[str, BeforeValidator(_cron)]
 Zone = Annotated[str, BeforeValidator(_zone)]
+# Dumped as people write it: a dataclass would become a dict, which is no key.
+Relation = Annotated[RelationName, PlainSerializer(str, return_type=str)]
 
 
 class _Table(BaseModel):
@@ -145,7 +156,7 @@ class Tier(_Table):
 class View(_Table):
     """`[databases.NAME.views."schema.view"]`: one materialized view that the fleet keeps fresh."""
 
-    name: RelationName
+    name: Relation
     tier: str
     statement_timeout: Annotated[timedelta, _between("1s", "7d")] = timedelta(minutes=15)
     retries: Annotated[
@@ -172,7 +183,7 @@ class Database(_Table):
     lock_timeout: Annotated[timedelta, _between("1ms", "10m")] = timedelta(seconds=5)
     tiers: Mapping[str, Tier] = Field(default_factory=lambda: dict(BUILT_IN_TIERS))
     """All tiers that its views may name: built in, the fleet's, its own; the later ones win."""
-    views: Mapping[RelationName, View] = Field(default_factory=dict)
+    views: Mapping[Relation, View] = Field(default_factory=dict)
 
     def tier(self, name: object) -> Tier:
         """The tier of this name; raises PermanentError for an unknown one."""
@@ -209,6 +220,17 @@ class Queues(_Table):
     )
     """When its process is killed; default: five minutes after the soft limit."""
     result_expires: Annotated[timedelta, _between("1m", "365d")] = timedelta(days=1)
+
+    @field_validator("time_limit")
+    @classmethod
+    def _after_the_soft_limit(cls, value: timedelta, given: ValidationInfo) -> timedelta:
+        soft = given.data.get("soft_time_limit")
+        if soft is not None and value <= soft:
+            raise _refuse(
+                f"a task would be killed before soft_time_limit = {durations.format(soft)} asks it to end",
+                "Make it longer than soft_time_limit, or remove it",
+            )
+        return value
 
     @property
     def visibility_timeout(self) -> timedelta:

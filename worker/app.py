@@ -103,7 +103,7 @@ def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:
         made[entry.name] = {
             "task": entry.task,
             "schedule": timing,
-            "kwargs": dict(entry.kwargs),
+            "kwargs": dict(entry.kwargs) | ({"scheduled": True} if entry.task == refresh_tasks.REFRESH_TIER else {}),
             "options": {"queue": entry.queue, "expires": entry.expires.total_seconds()},
         }
     return made

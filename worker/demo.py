@@ -151,7 +151,8 @@ def run(
 
     0: every view was refreshed at least once and no refresh failed.
     """
-    console = Console()
+    # A pipe or a file has no width of its own; a table needs some.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     live = console.is_terminal if interactive is None else interactive
     chosen: Example = importlib.import_module(f"examples.{example}")  # type: ignore[assignment]
     with _interruptible() as stopped, _folder() as folder:

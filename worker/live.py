@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from fleet import ledger, settings
 from fleet.ledger import Run, State
+from fleet.names import RelationName
 from schedules.slots import next_slot
 from tasks.refresh.execute import REFRESH_VIEW
 
@@ -99,21 +101,16 @@ class Board:
             yield lambda rows, caption: place.update(Group(self._table(rows, caption), notes), refresh=True)
 
     def _table(self, rows: list[Row], caption: str) -> Table:
-        table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
-        for heading, options in (
-            ("view", {"overflow": "fold", "ratio": 3}),
-            ("tier", {"no_wrap": True}),
-            ("age", {"justify": "right", "no_wrap": True}),
-            ("last run", {"no_wrap": True}),
-            ("took", {"justify": "right", "no_wrap": True}),
-            ("rows changed", {"justify": "right"}),
-            ("next slot", {"no_wrap": True}),
-        ):
-            table.add_column(heading, **options)  # type: ignore[arg-type]
+        # A schema that all views share would only make the names wrap.
+        schemas = {RelationName.parse(row.view).schema for row in rows}
+        table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column(f"view in {schemas.copy().pop()}" if len(schemas) == 1 else "view", overflow="fold")
+        for heading, right in (("tier", False), ("age", True), ("last run", False), ("took", True), ("rows changed", True), ("next slot", False)):
+            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
         for row in rows:
             state = State(row.run.state) if row.run else None
             table.add_row(
-                row.view,
+                RelationName.parse(row.view).name if len(schemas) == 1 else row.view,
                 row.tier,
                 shown_duration(row.age),
                 Text(state.value, style=_COLOURS[state]) if state else Text("never", style="dim"),

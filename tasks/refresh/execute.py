@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -74,7 +75,9 @@ class Refresher:
             busy = self._bring_up(run, needs, stale)
             if busy is not None:
                 return busy
-        return self._refresh_one(run, subjects[name], as_of=as_of, demand=demand, stale=tuple(stale))
+        return self._refresh_one(
+            run, subjects[name], server, as_of=as_of, demand=demand, stale=tuple(stale), waited=bool(needs)
+        )
 
     def _bring_up(self, run: Run, needs: list[Need], stale: list[str]) -> Wait | None:
         """Refresh upstream views here, or wait for the workers that do; a failed one does not stop the view."""
@@ -132,16 +135,20 @@ class Refresher:
             return None
         return conclusion.state
 
-    def _refresh_one(self, run: Run, seen: Subject, *, as_of: datetime, demand: Demand, stale: tuple[str, ...]) -> Outcome:
+    def _refresh_one(
+        self, run: Run, seen: Subject, server: Server, *, as_of: datetime, demand: Demand, stale: tuple[str, ...], waited: bool
+    ) -> Outcome:
         name = seen.name
-        with _held(self.connection, locks.relation_key(seen.found.oid)) as ours:
-            if not ours:
+        with _held(self.connection, locks.relation_key(seen.found.oid)) as held:
+            if held is Held.NOT:
                 return Wait(reason=f"{name} is being worked on by somebody else", wait=HAND_BACK, waits_for=str(name))
-            # Everything is read again: while we waited somebody else may have refreshed, recreated or dropped it.
-            subject = views.look(self.connection, self.database, name)[name]
+            subject = self._look_again(seen) if held is Held.AT_ONCE and not waited else None
+            if subject is None:
+                # While we waited somebody else may have refreshed, recreated or dropped it.
+                subject = views.look(self.connection, self.database, name)[name]
+                server = read_server(self.connection)
             if subject.found.oid != seen.found.oid:
                 return Wait(reason=f"{name} was recreated a moment ago", wait=timedelta())
-            server = read_server(self.connection)
             if satisfied(subject, server, as_of=as_of, demand=demand):
                 return Skip(reason="already fresh")
             reading = take_reading(self.connection, subject, server)
@@ -159,6 +166,11 @@ class Refresher:
         self._flush_counters(server)
         ledger.wake(self.connection, str(name))
         return Done(result=result)
+
+    def _look_again(self, seen: Subject) -> Subject | None:
+        """The lock was free at once: unless a refresh ended in this very moment, what was seen still holds."""
+        state = views.read_states(self.connection).get(str(seen.name))
+        return seen if (state or views.ViewState(view=str(seen.name))) == seen.state else None
 
     def _execute(
         self, run: Run, subject: Subject, strategy: Strategy, *, server: Server, reason: str, reading: SourceReading, stale: tuple[str, ...]
@@ -255,13 +267,23 @@ def take_reading(connection: psycopg.Connection[Any], subject: Subject, server: 
     )
 
 
+class Held(Enum):
+    """How a lock was got: without waiting, after waiting, not at all."""
+
+    AT_ONCE = 1
+    AFTER_WAITING = 2
+    NOT = 3
+
+
 @contextmanager
-def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[bool]:
-    ours = locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S)
+def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[Held]:
+    held = Held.AT_ONCE
+    if not locks.try_acquire(connection, key):
+        held = Held.AFTER_WAITING if locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S) else Held.NOT
     try:
-        yield ours
+        yield held
     finally:
-        if ours:
+        if held is not Held.NOT:
             locks.release(connection, key)
 
 

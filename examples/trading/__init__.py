@@ -79,7 +79,7 @@ def install(
 ) -> None:
     """Make the whole system in one committed transaction: tables, rows, indexes, views, statistics.
 
-    The rows end at `as_of`, the beginning of the current hour if not given: a moment and not a date, because two
+    The rows end at `as_of`, by default the start of the current hour: a moment and not a date, because two
     of the views look at the last 24 hours. The views are left WITH NO DATA unless `populate`.
 
     Raises:

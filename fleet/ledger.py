@@ -154,10 +154,12 @@ def insert(connection: psycopg.Connection[Any], new: NewRun) -> tuple[int, bool]
 
 
 @contextmanager
-def claim(connection: psycopg.Connection[Any], run_id: int, *, worker: str) -> Iterator[Run | None]:
+def claim(
+    connection: psycopg.Connection[Any], run_id: int, *, worker: str, task: str | None = None
+) -> Iterator[Run | None]:
     """Take a run over for the length of the block, or yield None where there is nothing to do.
 
-    The run's lock not free: somebody works on it. Final, or not due yet: nothing to do. Otherwise it is ours, whatever
+    The run's lock not free: somebody works on it. Final, not due yet, or another task's: nothing to do. Otherwise it is ours, whatever
     its row said before. The claim itself is committed without waiting for the disk: if it is lost, so is the worker's
     lock, and the run is found again.
     """
@@ -168,7 +170,7 @@ def claim(connection: psycopg.Connection[Any], run_id: int, *, worker: str) -> I
     try:
         with connection.transaction():
             connection.execute("SET LOCAL synchronous_commit = off")
-            run = _run(connection, "claim_run", id=run_id, worker=worker)
+            run = _run(connection, "claim_run", id=run_id, worker=worker, task=task)
         yield run
     finally:
         locks.release(connection, key)

@@ -27,6 +27,7 @@ UPDATE upkeep.run AS r
        reason = CASE WHEN r.attempt >= r.max_attempts THEN 'attempts exhausted without an answer' END,
        not_before = NULL, waits_for = NULL, worker = :worker, progress = NULL
  WHERE r.id = :id
+   AND (:task::text IS NULL OR r.task = :task)
    AND r.finished_at IS NULL
    AND (r.not_before IS NULL OR r.not_before <= pg_catalog.clock_timestamp())
 RETURNING r.*;

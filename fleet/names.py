@@ -8,6 +8,7 @@ from typing import Self
 
 from psycopg import sql
 
+from fleet import redaction
 from fleet.errors import PermanentError
 
 # PostgreSQL's NAMEDATALEN - 1, in bytes; a longer name would be cut silently and then not be found.
@@ -84,5 +85,5 @@ def _quoted(part: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = redaction.text(repr(value))
     return text if len(text) <= 120 else f"{text[:117]}…"

@@ -19,9 +19,9 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError as BrokerError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from fleet import ledger, settings
+from fleet import ledger, redaction, settings
 from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import NewRun, Run, State
 from fleet.postgres.connect import Pools
@@ -42,6 +42,13 @@ class Arguments(BaseModel):
 
     database: str | None = None
     run: int | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _storable(cls, value: object) -> object:
+        if isinstance(value, str) and "\x00" in value:
+            raise ValueError("has a NUL character, which PostgreSQL cannot store")
+        return value
 
 
 A = TypeVar("A", bound=Arguments)
@@ -182,7 +189,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 self._record_rejection(exc, arguments.model_dump(exclude_none=True), connection)
                 raise
             run_id, _ = ledger.insert(connection, new)
-        with ledger.claim(connection, run_id, worker=f"{self.request.hostname}/{os.getpid()}") as run:
+        with ledger.claim(connection, run_id, task=self.name, worker=f"{self.request.hostname}/{os.getpid()}") as run:
             if run is None or run.final:
                 state = run.state if run else "taken"
                 log.info("run.left_alone", run_id=run_id, state=state)
@@ -239,7 +246,9 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
     def _insert_rejection(
         self, connection: psycopg.Connection[Any], error: PermanentError, arguments: Mapping[str, Any]
     ) -> None:
-        target = next((str(arguments[k]) for k in ("view", "tier", "database") if arguments.get(k)), "")
+        # The target of a rejected request is whatever a stranger sent: shown, not stored as it came.
+        given = next((arguments[k] for k in ("view", "tier", "database") if arguments.get(k)), "")
+        target = _shown(given) if not isinstance(given, str) or not given.isprintable() else redaction.text(given)
         with connection.transaction():
             run_id, created = ledger.insert(
                 connection,
@@ -272,7 +281,7 @@ def ring(app: Any, database: str, runs: Iterable[tuple[int, str, str]]) -> int:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = redaction.text(repr(value))
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
 
 

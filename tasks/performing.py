@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from fleet import ledger
+from fleet import ledger, redaction
 from fleet.errors import TransientError, UpkeepError
 from fleet.ledger import Run, State
 from fleet.postgres.failures import explain
@@ -125,7 +125,7 @@ def describe(error: UpkeepError, cause: BaseException) -> dict[str, Any]:
     described: dict[str, Any] = {
         "kind": "transient" if isinstance(error, TransientError) else "permanent",
         "type": type(cause).__name__,
-        "message": error.message,
+        "message": redaction.text(error.message),
         "remedy": error.remedy,
     }
     if isinstance(cause, psycopg.Error):

@@ -117,8 +117,8 @@ app.steps["worker"].add(Reaper)
 
 
 @signals.setup_logging.connect
-def _logs(**_: Any) -> None:
-    logs.configure()
+def _logs(loglevel: int | str | None = None, **_: Any) -> None:
+    logs.configure("INFO" if loglevel is None else loglevel)
 
 
 @signals.worker_init.connect

@@ -6,8 +6,9 @@ A file holds queries of the form
     -- Which things are there? (the question that the query answers)
     SELECT …  WHERE oid = ANY(:oids::oid[]);
 
-and `load("fleet.postgres.catalog", "views.sql")` gives an object with one callable per name: `queries.find_things(conn,
-oids=[…])`. Its `.sql` is the text for psycopg, with `:oids` turned into `%(oids)s`, for callers with a cursor of their own.
+and `load("fleet.postgres.catalog", "views.sql")` gives an object with one callable per name:
+`queries.find_things(conn, oids=[…])`. Its `.sql` is the text for psycopg, with `:oids` turned into
+`%(oids)s`, for callers with a cursor of their own.
 
 What aiosql 15 and psycopg 3 ask of the author, each checked in the tests:
 
@@ -42,9 +43,10 @@ class Queries(Protocol):
 def load(package: str, filename: str) -> Queries:
     """The queries of a .sql file that is shipped in a package.
 
-    Read through importlib.resources, so that it works from a wheel and a zip file alike. Rows come as dictionaries,
-    whatever the connection's own row factory is. A query without a suffix returns an iterator and is sent when that is
-    first asked for a row; `^` gives one row or None, `$` one value, `!` the number of rows.
+    Read through importlib.resources, so that it works from a wheel and a zip file alike. Rows come as
+    dictionaries, whatever the connection's own row factory is. A query without a suffix returns an iterator
+    and is sent when that is first asked for a row; `^` gives one row or None, `$` one value, `!` the number
+    of rows.
 
     Raises:
         FileNotFoundError: the package has no such file.

@@ -1,7 +1,8 @@
-"""What does a view's result depend on besides its rows? Decides whether unchanged sources mean an unchanged view.
+"""What does a view's result depend on besides rows? Unchanged sources may not mean an unchanged view.
 
-Read from the stored parse trees of the view and of the plain views it inlines: pg_depend has no rows for built-in
-functions such as now(), and the text of a definition cannot be searched without being fooled by names and strings.
+Read from the stored parse trees of the view and of the plain views it inlines: pg_depend has no rows for
+built-in functions such as now(), and the text of a definition cannot be searched without being fooled by
+names and strings.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import psycopg
 from psycopg.types.numeric import Oid
 
 from fleet.names import RelationName
-from fleet.postgres.catalog.nodetree import Node, Value, parse, walk
+from fleet.postgres.catalog.nodetree import Node, parse, walk
 from fleet.postgres.queries import load
 
 _sql = load("fleet.postgres.catalog", "definition.sql")
 
 
 class DefinitionClass(StrEnum):
-    """What a definition depends on, the worst first: a definition is of the first class that anything in it is of.
+    """What a definition depends on, the worst first: it is of the first class that anything in it is of.
 
-    SESSION comes before DATE, because what is constant within a date is skipped within it, and a session is not.
+    SESSION comes before DATE, because what is constant within a date is skipped within it, and a session is
+    not.
     """
 
     VOLATILE = "volatile"
@@ -38,7 +40,7 @@ class DefinitionClass(StrEnum):
     SESSION = "session"
     """Who refreshes, and what the server or the session says of itself; row security: never skipped."""
     DATE = "date"
-    """CURRENT_DATE is its only clock: the same within one date of the session's zone and the same settings."""
+    """CURRENT_DATE is its only clock: the same on one date in the session's zone."""
     SETTINGS = "settings"
     """Stable built-in functions, which print, parse and add by TimeZone, DateStyle and their like."""
     DATA = "data"
@@ -54,8 +56,10 @@ class DefinitionClass(StrEnum):
 class Definition:
     """What a materialized view's definition depends on, and two things that make its refresh dear.
 
-    `evidence` names what put it into its class, sorted: functions, CURRENT_DATE, TABLESAMPLE, tables with row security.
-    `stored_timestamps` are the columns that are nothing but the time of the refresh: every refresh rewrites every row.
+    `evidence` names what put it into its class, sorted: functions, CURRENT_DATE, TABLESAMPLE, tables with
+    row security.
+    `stored_timestamps` are the columns that are nothing but the time of the refresh: every refresh rewrites
+    every row.
     `ordered_by` are the columns of its outermost ORDER BY, as far as it consists of columns.
     """
 
@@ -71,8 +75,8 @@ def read_definitions(
 ) -> dict[int, Definition]:
     """Classify some materialized views (None: all), by OID; an OID that is none is left out.
 
-    A parse tree is analysed once per process: the analysis is kept by the tree's digest. Volatility, row security and
-    column names are asked anew each time, because ALTER changes them without a new tree.
+    A parse tree is analysed once per process: the analysis is kept by the tree's digest. Volatility, row
+    security and column names are asked anew each time, because ALTER changes them without a new tree.
 
     Known gaps: a function that is labelled immutable and is not; LIMIT without ORDER BY.
     """
@@ -104,7 +108,7 @@ def read_definitions(
     return found
 
 
-# ---- one tree -------------------------------------------------------------------------------------------------------
+# ---- one tree ----
 
 # SQLValueFunctionOp (primnodes.h), the same on 14 to 18.
 _VALUE_FUNCTIONS = (
@@ -134,9 +138,9 @@ _AT_TIME_ZONE = frozenset({1159, 1026, 2038, 6334})  # timezone(zone, timestampt
 _DATE = 1082
 _TIME_TYPES = frozenset({_DATE, 1083, 1114, 1184, 1266})
 _CAST_FORMATS = frozenset({1, 2})  # COERCE_EXPLICIT_CAST, COERCE_IMPLICIT_CAST
-# Words that a date's or timestamp's input function replaces by the clock. As a literal of the type they are replaced
-# once and for all when the view is created; as a text that is cast, at every refresh. PostgreSQL before 10 wrote
-# CURRENT_DATE this way, and views that were dumped from it still have it.
+# Words that a date's or timestamp's input function replaces by the clock. As a literal of the type they are
+# replaced once and for all when the view is created; as a text that is cast, at every refresh. PostgreSQL
+# before 10 wrote CURRENT_DATE this way, and views that were dumped from it still have it.
 _CLOCK_WORDS = re.compile(r"\b(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 
 # RTEKind (parsenodes.h); 9 is 18's RTE_GROUP, what GROUP BY computes.
@@ -218,8 +222,10 @@ def _note(node: Node, shape: _Shape) -> None:
             shape.evidence[DefinitionClass.SETTINGS].add("XML")
         case "TABLEFUNC":
             shape.evidence[DefinitionClass.SETTINGS].add("XMLTABLE or JSON_TABLE")
-        case "JSONEXPR":
-            shape.evidence[DefinitionClass.SETTINGS].add("JSON path")
+        case (
+            "JSONCONSTRUCTOREXPR" | "JSONEXPR"
+        ):  # since 16 and 17; what these call stands nowhere in the tree
+            shape.evidence[DefinitionClass.SETTINGS].add("SQL/JSON")
 
 
 def _value_class(number: int) -> DefinitionClass:
@@ -255,7 +261,7 @@ def _type(node: Node) -> int:
     for name in _TYPE_FIELDS:
         if oid := node.number(name):
             return oid
-    if node.name == "SQLVALUEFUNCTION" or node.name == "XMLEXPR":
+    if node.name in {"SQLVALUEFUNCTION", "XMLEXPR"}:
         return node.number("type")
     if any(name in node.fields for name in _BOOL_FIELDS):
         return _BOOL
@@ -388,9 +394,10 @@ def _is_clock(relation: int, number: int, shapes: Mapping[int, _Shape], depth: i
     )
 
 
-# ---- what the catalogue says ----------------------------------------------------------------------------------------
+# ---- what the catalogue says ----
 
-# Analysed trees by digest. A fleet keeps hundreds of views; the bound is for one whose views are made anew all day.
+# Analysed trees by digest. A fleet keeps hundreds of views; the bound is for one whose views are made anew
+# all day.
 _MAX_KNOWN = 4096
 _known: dict[str, _Shape] = {}
 
@@ -430,8 +437,9 @@ class _Function:
         return self.oid in _CLOCKS or self.name == "mxid_age" or (self.name == "age" and self.arguments == 1)
 
 
-# Stable built-in functions whose answer is neither in their arguments nor in FORMAT_SETTINGS: who and where we are,
-# what the catalogue, the transactions or another table say now. From pg_proc of 18 (provolatile 's'), by hand.
+# Stable built-in functions whose answer is neither in their arguments nor in FORMAT_SETTINGS: who and where
+# we are, what the catalogue, the transactions or another table say now. From pg_proc of 18 (provolatile
+# 's'), by hand.
 _SESSION_FUNCTION = re.compile(
     r"""^(?: pg_(?!(?:typeof|column_size|column_compression|collation_for|basetype
                      |input_is_valid|input_error_info|char_to_encoding|encoding_to_char)$)

@@ -1,8 +1,9 @@
-"""Read PostgreSQL's stored parse trees (pg_node_tree), which are the only exact account of what a view computes.
+"""Read PostgreSQL's stored parse trees (pg_node_tree), the only exact account of what a view computes.
 
-The form is that of the server's own reader (src/backend/nodes/read.c): `{NAME :field value …}` is a node, `(…)` a list,
-`<>` is null, everything else a token that ends at white space or a bracket, with a backslash before a character that
-would mean something. Names of nodes and sets of fields differ between versions; the form has been the same since 7.x.
+The form is that of the server's own reader (src/backend/nodes/read.c): `{NAME :field value …}` is a node,
+`(…)` a list, `<>` is null, everything else a token that ends at white space or a bracket, with a backslash
+before a character that would mean something. Names of nodes and sets of fields differ between versions; the
+form has been the same since 7.x.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
-Value: TypeAlias = Union[None, str, "Node", list["Value"]]
+Value: TypeAlias = Union[str, "Node", list["Value"], None]
 
 _TOKEN = re.compile(r"[(){}]|(?:[^\s(){}\\]|\\.)+", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -20,7 +21,7 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @dataclass(slots=True)
 class Node:
-    """A node by its upper-case name; a field that consists of several tokens (a constant's bytes) is a list."""
+    """A node by its upper-case name; a field of several tokens (a constant's bytes) is a list."""
 
     name: str
     fields: dict[str, Value] = field(default_factory=dict)
@@ -61,28 +62,28 @@ def parse(text: str) -> Value:
     result: list[Value] = []
     open_: list[list[Value] | Node] = [result]
     keys: list[str | None] = [None]  # for each open node, the field that is being read
-    tokens = (match.group() for match in _TOKEN.finditer(text))
-    for token in tokens:
-        if token in {")", "}"}:
+    words = (match.group() for match in _TOKEN.finditer(text))
+    for word in words:
+        if word in {")", "}"}:
             closed = open_.pop()
             keys.pop()
-            if not open_ or isinstance(closed, Node) is (token == ")"):
-                raise NodeTreeError(f"a {token!r} that closes nothing")
+            if not open_ or isinstance(closed, Node) is (word == ")"):
+                raise NodeTreeError(f"a {word!r} that closes nothing")
             continue
         top = open_[-1]
         value: Value
-        if token == "(":
+        if word == "(":
             value = []
-        elif token == "{":
-            value = Node(next(tokens, ""))
+        elif word == "{":
+            value = Node(next(words, ""))
             if not value.name.isupper():
                 raise NodeTreeError(f"a node without a name: {value.name!r}")
-        elif isinstance(top, Node) and token[0] == ":" and (keys[-1] is None or keys[-1] in top.fields):
+        elif isinstance(top, Node) and word[0] == ":" and (keys[-1] is None or keys[-1] in top.fields):
             # Only a token in a field's own place is its name: a column may be called ":x".
-            keys[-1] = token[1:]
+            keys[-1] = word[1:]
             continue
         else:
-            value = _atom(token)
+            value = _atom(word)
         if isinstance(top, Node):
             _put(top, keys[-1], value)
         else:
@@ -107,12 +108,12 @@ def walk(value: Value) -> Iterator[Node]:
             waiting.extend(item)
 
 
-def _atom(token: str) -> str | None:
-    if token == "<>":
+def _atom(word: str) -> str | None:
+    if word == "<>":
         return None
-    if len(token) > 1 and token[0] == '"' == token[-1]:
-        token = token[1:-1]
-    return _ESCAPED.sub(r"\1", token) if "\\" in token else token
+    if len(word) > 1 and word[0] == '"' == word[-1]:
+        word = word[1:-1]
+    return _ESCAPED.sub(r"\1", word) if "\\" in word else word
 
 
 def _put(node: Node, key: str | None, value: Value) -> None:

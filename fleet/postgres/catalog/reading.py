@@ -1,13 +1,14 @@
-"""Have the sources of a view changed? Told by the counters that the server keeps anyway, without reading a row.
+"""Have the sources of a view changed? Told by counters that the server keeps anyway, reading no row.
 
-The rules are measured (facts on refreshing, "Change detection by counters"): a reading is taken *before* a refresh and
-compared with the next one. A counter may lag behind a commit, which makes a later reading differ, never an earlier one
-agree wrongly for good. TRUNCATE and rewrites do not count, but give the relation another file.
+The rules are measured (facts on refreshing, "Change detection by counters"): a reading is taken *before* a
+refresh and compared with the next one. A counter may lag behind a commit, which makes a later reading
+differ, never an earlier one agree wrongly for good. TRUNCATE and rewrites do not count, but give the
+relation another file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -35,8 +36,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class RelationReading:
     """One relation at one moment.
 
-    `kind` None: it does not exist. `filenode` None: it has no file (a view, a partitioned parent, a foreign table).
-    The counters are rows since they last began at zero, rolled-back ones included.
+    `kind` None: it does not exist. `filenode` None: it has no file (a view, a partitioned parent, a foreign
+    table). The counters are rows since they last began at zero, rolled-back ones included.
     """
 
     name: str
@@ -86,8 +87,9 @@ _CALLED: Mapping[SourceKind, str] = {
 class Markers:
     """What has to be the same for two readings' counters to be comparable. Times are microseconds since 1970.
 
-    A crash sets counters to zero while the postmaster may live on: then the background writer's statistics carry the
-    time of it. `counted` is False where track_counts is off here, or for any role in this database.
+    A crash sets counters to zero while the postmaster may live on: then the background writer's statistics
+    carry the time of it. `counted` is False where track_counts is off here, or for any role in this
+    database.
     """
 
     database: int
@@ -102,17 +104,20 @@ class Markers:
         """Why counters of the two moments cannot be compared; None if they can."""
         if not (self.counted and earlier.counted):
             return "track_counts is off, changes are not counted"
-        if (self.system_identifier, self.database) != (earlier.system_identifier, earlier.database):
-            return "the earlier reading is of another database"
-        if self.timeline != earlier.timeline:
-            return "the server was restored or promoted"
-        if self.reset_us != earlier.reset_us:
-            return "the statistics of the database were reset"
-        if self.started_us != earlier.started_us:
-            return "the server was restarted"
-        if self.crash_us != earlier.crash_us:
-            return "the statistics of the server were reset, by a crash or by hand"
+        for name, why in _WHAT_CHANGED.items():
+            if getattr(self, name) != getattr(earlier, name):
+                return why
         return None
+
+
+_WHAT_CHANGED: Mapping[str, str] = {
+    "system_identifier": "the earlier reading is of another server",
+    "database": "the earlier reading is of another database",
+    "timeline": "the server was restored or promoted",
+    "reset_us": "the statistics of the database were reset",
+    "started_us": "the server was restarted",
+    "crash_us": "the statistics of the server were reset, by a crash or by hand",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,8 @@ class Reading:
         """A stored reading.
 
         Raises:
-            ValueError: another version of Upkeep stored it; there is nothing to compare with, so the view is stale.
+            ValueError: another version of Upkeep stored it; there is nothing to compare with, so the view
+            is stale.
         """
         if stored.get("format") != FORMAT:
             raise ValueError(f"a reading in format {stored.get('format')!r}, not {FORMAT}")
@@ -193,31 +199,35 @@ class Reading:
 
 
 def read_reading(conn: psycopg.Connection[Any], oids: Sequence[int]) -> Reading:
-    """Read the counters of some relations: the leaves of a closure (views and partitioned parents do no harm).
+    """Read the counters of some relations: the leaves of a closure (more of it does no harm).
 
-    One statement with one row per relation. Best in autocommit; in a transaction the statistics that it has read
-    before are discarded first, because the server would return the same again.
+    One statement with one row per relation. Best in autocommit; in a transaction the statistics that it has
+    read before are discarded first, because the server would return the same again.
     """
     if conn.info.transaction_status is not TransactionStatus.IDLE:
         _sql.forget_snapshot(conn)
-    rows = list(_sql.read_reading(conn, oids=[Oid(oid) for oid in oids]))
-    first = rows[0]
+    row = _sql.read_reading(conn, oids=[Oid(oid) for oid in oids])
     return Reading(
-        taken_at=_EPOCH + timedelta(microseconds=first["taken_us"]),
-        markers=Markers(**{field.name: first[field.name] for field in fields(Markers)}),
-        relations={row["oid"]: _relation(row) for row in rows if row["oid"] is not None},
+        taken_at=_EPOCH + timedelta(microseconds=row["taken_us"]),
+        markers=Markers(**{field.name: row[field.name] for field in fields(Markers)}),
+        relations=dict(_relations(row)),
     )
 
 
-def _relation(row: Mapping[str, Any]) -> RelationReading:
-    exists = row["kind"] is not None
-    return RelationReading(
-        name=str(RelationName(row["schema"], row["name"]))
-        if exists
-        else f"the relation with OID {row['oid']}",
-        kind=KINDS.get(row["kind"]) if exists else None,
-        filenode=row["filenode"],
-        inserted=row["inserted"] or 0,
-        updated=row["updated"] or 0,
-        deleted=row["deleted"] or 0,
-    )
+def _relations(row: Mapping[str, Any]) -> Iterator[tuple[int, RelationReading]]:
+    columns = ("oids", "schemas", "names", "kinds", "filenodes", "inserted", "updated", "deleted")
+    for oid, schema, name, kind, filenode, inserted, updated, deleted in zip(
+        *(row[column] or () for column in columns), strict=True
+    ):
+        exists = name is not None
+        yield (
+            oid,
+            RelationReading(
+                name=str(RelationName(schema, name)) if exists else f"the relation with OID {oid}",
+                kind=KINDS.get(kind) if exists else None,
+                filenode=filenode,
+                inserted=inserted,
+                updated=updated,
+                deleted=deleted,
+            ),
+        )

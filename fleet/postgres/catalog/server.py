@@ -1,4 +1,4 @@
-"""Which server this is and how its clock and settings stand: what makes an older record of a view worthless."""
+"""Which server is this, and how do its clock and settings stand? A record of another one is worthless."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from fleet.postgres.queries import load
 
 _sql = load("fleet.postgres.catalog", "server.sql")
 
-# What the stable built-in functions and conversions read when they print, parse and add (pg_proc, provolatile 's').
-# With other values a definition that is not "data only" can give another result from the same rows.
+# What the stable built-in functions and conversions read when they print, parse and add (pg_proc,
+# provolatile 's'). With other values a definition that is not "data only" can give another result from the
+# same rows.
 FORMAT_SETTINGS = (
     "TimeZone",
     "timezone_abbreviations",
@@ -37,8 +38,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Server:
     """A database server as a session sees it.
 
-    `system_identifier` and `timeline` change when a backup is restored or a standby promoted: counters and OIDs
-    recorded before then say nothing.
+    `system_identifier` and `timeline` change when a backup is restored or a standby promoted: counters and
+    OIDs recorded before then say nothing.
     `settings_hash` covers FORMAT_SETTINGS as they are in this session; `today` is the date in its TimeZone.
     `clock` is the server's clock, aware, in UTC.
     """

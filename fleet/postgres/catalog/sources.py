@@ -1,4 +1,4 @@
-"""Which relations a materialized view takes its rows from: what has to change before a refresh can change it."""
+"""Which relations does a materialized view take its rows from? One of them changes before the view can."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def read_sources(
 ) -> dict[int, tuple[Source, ...]]:
     """The closure of sources of some materialized views (None: of all), by the view's OID, ordered by name.
 
-    Another materialized view is a leaf. Partitions and inheritance children are included at every level, whether
-    attached for reading or not. An OID that is not a materialized view is left out of the answer. What a function
-    reads is unknown here: its definition is opaque (see definition.py).
+    Another materialized view is a leaf. Partitions and inheritance children are included at every level,
+    whether attached for reading or not. An OID that is not a materialized view is left out of the answer.
+    What a function reads is unknown here: its definition is opaque (see definition.py).
     """
     asked = None if oids is None else [Oid(oid) for oid in oids]
     found: dict[int, list[Source]] = {}

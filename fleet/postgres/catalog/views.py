@@ -17,16 +17,17 @@ _sql = load("fleet.postgres.catalog", "views.sql")
 class MaterializedView:
     """A materialized view as the catalogue knows it; no lock on it was needed to know this.
 
-    `definition_hash` changes when the view, a plain view that it inlines, or a function that these call directly is
-    defined anew in another way; it depends on no session setting.
-    `size_bytes` and `row_estimate` (None: never counted) are as of the last VACUUM, ANALYZE or index build; a plain
-    refresh of an indexed view is one.
-    `unique_index` makes the view eligible for CONCURRENTLY once it is populated, `unique_key` are its key columns:
-    indisunique, indisvalid, indimmediate, no predicate, no expression (REFRESH MATERIALIZED VIEW's own rule,
-    matview.c). Of several it is the one with the fewest columns, then the first by name; it is in the view's schema.
+    `definition_hash` changes when the view, a plain view that it inlines, or a function that these call
+    directly is defined anew in another way; it depends on no session setting.
+    `size_bytes` and `row_estimate` (None: never counted) are as of the last VACUUM, ANALYZE or index build;
+    a plain refresh of an indexed view is one.
+    `unique_index` makes the view eligible for CONCURRENTLY once it is populated, `unique_key` are its key
+    columns: indisunique, indisvalid, indimmediate, no predicate, no expression (REFRESH MATERIALIZED VIEW's
+    own rule, matview.c). Of several it is the one with the fewest columns, then the first by name; it is in
+    the view's schema.
     `owner_has_temp`: CONCURRENTLY creates a temporary table as the view's owner, whoever calls it.
-    `may_refresh`: the current user owns the view, is a member of its owner, or holds MAINTAIN on 17 and later, and
-    may use its schema.
+    `may_refresh`: the current user owns the view, is a member of its owner, or holds MAINTAIN on 17 and
+    later, and may use its schema.
     """
 
     oid: int

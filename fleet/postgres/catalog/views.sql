@@ -8,10 +8,16 @@ WITH RECURSIVE inlined (view, relation) AS (
     UNION
     SELECT i.view, v.oid
       FROM inlined AS i
-      JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = i.relation AND r.ev_type = '1'
-     CROSS JOIN LATERAL pg_catalog.unnest((pg_catalog.string_to_array(r.ev_action::text, ':relid '))[2:]) AS piece
-      JOIN pg_catalog.pg_class AS v ON v.oid = pg_catalog.split_part(pg_catalog.left(piece, 11), ' ', 1)::oid
-     WHERE v.relkind = 'v' AND v.oid >= 16384
+     CROSS JOIN LATERAL (
+         SELECT k.oid
+           FROM pg_catalog.pg_rewrite AS r
+           JOIN pg_catalog.pg_depend AS d
+                ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+           JOIN pg_catalog.pg_class AS k ON k.oid = d.refobjid
+          WHERE r.ev_class = i.relation AND r.ev_type = '1'
+            AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+            AND k.relkind = 'v' AND k.oid >= 16384
+         OFFSET 0) AS v
 ), definition (view, hash) AS (
     SELECT i.view,
            pg_catalog.md5(pg_catalog.string_agg(

@@ -1,0 +1,167 @@
+"""`upkeep check`: everything that is wrong with the configuration, alone and against the databases, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from rich.text import Text
+
+from fleet import settings
+from fleet.errors import PermanentError, UpkeepError
+from fleet.names import RelationName
+from fleet.postgres.catalog.sources import read_sources, upstream
+from fleet.postgres.catalog.views import MaterializedView, read_views
+from fleet.settings import Database, Problem, Report
+from tasks.refresh.view import missing
+from worker.cli import output
+from worker.cli.options import connection
+from worker.doctor import Level, in_the_way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A problem and how bad it is."""
+
+    level: Level
+    problem: Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """What a database says of the views in it; `absent` says why a declared one was not found."""
+
+    database_name: str
+    views: Mapping[RelationName, MaterializedView]
+    reads: Mapping[RelationName, frozenset[RelationName]]
+    absent: Mapping[RelationName, PermanentError]
+
+
+def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
+    """Judge and print; 1 if there are errors."""
+    report = settings.check(config)
+    found = [Judged(level=Level.ERROR, problem=p) for p in report.errors]
+    found += [Judged(level=Level.WARNING, problem=p) for p in report.warnings]
+    if report.settings is not None and not offline:
+        for database in report.settings.databases.values():
+            try:
+                with connection(database, doing="Reading the views", read_only=True) as conn:
+                    catalogue = read_catalogue(conn, database)
+            except UpkeepError as exc:
+                problem = Problem(f"databases.{database.name}", "", exc.message, exc.remedy)
+                found.append(Judged(level=Level.WARNING, problem=problem))
+            else:
+                found += judge(database, catalogue)
+    found.sort(key=lambda each: -each.level.rank)
+    _show(report, found, offline=offline, as_json=as_json)
+    return int(any(each.level is Level.ERROR for each in found))
+
+
+def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalogue:
+    """Everything that `judge` needs."""
+    found = read_views(conn)
+    by_name = {view.name: view for view in found.values()}
+    reads = upstream(read_sources(conn), found)
+    return Catalogue(
+        database_name=conn.info.dbname,
+        views=by_name,
+        reads={
+            found[oid].name: frozenset(found[o].name for o in above)
+            for oid, above in reads.items()
+            if oid in found
+        },
+        absent={name: missing(conn, name, by_name) for name in database.views if name not in by_name},
+    )
+
+
+def judge(database: Database, catalogue: Catalogue) -> list[Judged]:
+    """What the database says against the declared views, by view."""
+    judged = [
+        Judged(level=Level.ERROR, problem=Problem(_key(database, name), "", error.message, error.remedy))
+        for name, error in sorted(catalogue.absent.items())
+    ]
+    for name, view in sorted(catalogue.views.items()):
+        judged += [
+            Judged(level=level, problem=Problem(_key(database, name), "", message, remedy))
+            for level, message, remedy in _judge_view(database, catalogue, view)
+        ]
+    return judged
+
+
+def _judge_view(
+    database: Database, catalogue: Catalogue, view: MaterializedView
+) -> Iterator[tuple[Level, str, str]]:
+    declared = database.views.get(view.name)
+    if declared is None:
+        yield (
+            Level.WARNING,
+            "it is in the database, but no tier manages it",
+            f"Add [{_key(database, view.name)}] with a tier, or leave it to whoever refreshes it",
+        )
+        return
+    obstacles = in_the_way(view, catalogue.database_name)
+    if obstacles and view.populated and not declared.allow_blocking:
+        reasons = " and ".join(reason for reason, _ in obstacles)
+        yield (
+            Level.WARNING,
+            f"it cannot be refreshed concurrently ({reasons}): it is refreshed only if that takes less than 200 ms",
+            " ".join(remedy for _, remedy in obstacles) + " Or set allow_blocking = true",
+        )
+    for above in sorted(catalogue.reads.get(view.name, ())):
+        upper = database.views.get(above)
+        if upper is None:
+            yield (
+                Level.WARNING,
+                f"it reads {above}, which no tier manages: it is only as fresh as that",
+                f"Declare {above} as well",
+            )
+            continue
+        slow, fast = database.tier(upper.tier), database.tier(declared.tier)
+        if slow.name != fast.name and slow.shortest_interval > fast.shortest_interval:
+            yield (
+                Level.INFO,
+                f"it is in {fast.name}, but reads {above}, which is in {slow.name}: what comes from there is as of the "
+                f"latest slot of {slow.name}",
+                f"Put {above} into {fast.name} if that is too old",
+            )
+
+
+def _key(database: Database, name: RelationName) -> str:
+    quoted = str(name).replace("\\", "\\\\").replace('"', '\\"')
+    return f'databases.{database.name}.views."{quoted}"'
+
+
+def _show(report: Report, found: list[Judged], *, offline: bool, as_json: bool) -> None:
+    levels = [each.level for each in found]
+    kept = report.settings
+    if as_json:
+        output.emit(
+            {
+                "path": str(kept.path) if kept and kept.path else None,
+                "offline": offline,
+                "errors": levels.count(Level.ERROR),
+                "warnings": levels.count(Level.WARNING),
+                "problems": [{"level": each.level.value, **output.problem(each.problem)} for each in found],
+            }
+        )
+        return
+    out = output.console()
+    rows = []
+    for each in found:
+        p = each.problem
+        given = f" = {p.value}" if p.value else ""
+        rows.append((each.level.value, Text.assemble((f"{p.key}{given}", "bold"), "\n", p.message), p.remedy))
+    if rows:
+        out.print(output.listing(rows))
+        out.print()
+    summary = f"{output.count(levels.count(Level.ERROR), 'error')}, {output.count(levels.count(Level.WARNING), 'warning')}"
+    if kept is not None:
+        views = sum(len(database.views) for database in kept.databases.values())
+        where = f"{kept.path}: " if kept.path else ""
+        summary = f"{where}{output.count(len(kept.databases), 'database')}, {output.count(views, 'view')}; {summary}"
+    elif not offline:
+        summary += "; the databases were not looked at, because the configuration has errors"
+    out.print(summary)

@@ -1,0 +1,243 @@
+"""`upkeep doctor`: asks every server in turn and prints what `worker.doctor` thinks of the answers.
+
+A question that fails is a finding of its own and stops no other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rich.text import Text
+
+from fleet import redaction
+from fleet.errors import UpkeepError
+from fleet.postgres import migrations
+from fleet.postgres.catalog.definition import Definition, read_definitions
+from fleet.postgres.catalog.server import Server, read_server
+from fleet.postgres.catalog.views import read_views
+from fleet.postgres.connect import connect
+from fleet.postgres.failures import explain
+from fleet.postgres.queries import load
+from fleet.settings import Database, Settings
+from tasks.refresh.view import missing
+from worker import doctor as judging
+from worker.cli import options, output
+from worker.doctor import Facts, Finding, Level, Skew
+
+_sql = load("worker", "doctor.sql")
+
+# The best of a few: one slow round trip says nothing about a clock.
+CLOCK_READINGS = 3
+POOLER_ROUNDS = 5
+REDIS_TIMEOUT_S = 5.0
+
+
+def doctor(config: Path | None, *, database: str | None, everything: bool, as_json: bool) -> int:
+    """Examine and print; 1 if something is an error."""
+    settings = options.load(config)
+    databases = options.chosen(settings, database)
+    findings = [*examine_redis(settings.fleet.redis_url.get_secret_value())]
+    for each in databases:
+        findings += examine(each, settings)
+    if as_json:
+        counts = {level.value: sum(f.level is level for f in findings) for level in Level}
+        output.emit({"counts": counts, "findings": [asdict(f) for f in findings]})
+    else:
+        _show(findings, [each.name for each in databases], everything=everything)
+    return int(any(f.level is Level.ERROR for f in findings))
+
+
+def examine(database: Database, settings: Settings) -> list[Finding]:
+    """Everything about one database."""
+    name = database.name
+    conninfo = database.url.get_secret_value()
+    try:
+        connection = connect(conninfo, application_name="upkeep/doctor")
+    except UpkeepError as exc:
+        if "unsupported startup parameter" in exc.message:
+            return [judging.judge_pooler(name, "it refuses start-up options")]
+        return [
+            Finding(
+                level=Level.ERROR, database=name, object="connection", message=exc.message, remedy=exc.remedy
+            )
+        ]
+    with connection:
+        findings = list(
+            _asked(name, "connection", lambda: [judging.judge_pooler(name, _pooler(connection, conninfo))])
+        )
+        if any(f.level is Level.ERROR for f in findings):
+            return findings  # what a pooler answers about the server is not worth reading
+        connection.execute("SET default_transaction_read_only = on")
+        findings += _asked(
+            name, "clock", lambda: [judging.judge_clock(name, "clock", _skew(lambda: _clock(connection)))]
+        )
+        findings += _asked(name, "server", lambda: _server(name, read_server(connection)))
+        findings += _asked(name, "server", lambda: _standing(name, connection, settings))
+        findings += _asked(name, "views", lambda: _views(database, connection))
+    return findings
+
+
+def examine_redis(url: str) -> Iterator[Finding]:
+    """Everything about Redis."""
+    parts = urlsplit(url)
+    where = f"{parts.hostname}:{parts.port or 6379}"
+    client = redis.Redis.from_url(
+        url,
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    with client:
+        try:
+            client.ping()
+            info: dict[str, Any] = client.info()
+            skew = _skew(lambda: _redis_clock(client))
+        except redis.RedisError as exc:
+            said = redaction.text(str(exc).rstrip("."))
+            yield Finding(
+                level=Level.ERROR,
+                database=None,
+                object="redis",
+                message=f"Redis at {where} does not answer: {said}",
+                remedy="Start it, or set UPKEEP_REDIS_URL to where it is",
+            )
+            return
+    yield from judging.judge_redis(info)
+    yield judging.judge_clock(None, "clock", skew)
+
+
+def _asked(database: str, object_: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        return list(ask())
+    except psycopg.Error as exc:
+        error: UpkeepError = explain(exc, doing=f"Asking about the {object_}")
+    except UpkeepError as exc:
+        error = exc
+    return [
+        Finding(
+            level=Level.ERROR, database=database, object=object_, message=error.message, remedy=error.remedy
+        )
+    ]
+
+
+def _server(database: str, server: Server) -> Iterator[Finding]:
+    yield judging.judge_version(database, server.version_num)
+    yield judging.judge_recovery(database, server.in_recovery)
+
+
+def _facts(connection: psycopg.Connection[Any]) -> Facts:
+    return Facts(**_sql.read_facts(connection))
+
+
+def _standing(database: str, connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
+    facts = _facts(connection)
+    yield from judging.judge_facts(database, facts, concurrency=settings.queues.concurrency)
+    outdated: UpkeepError | None = None
+    grants: list[tuple[str, list[str]]] = []
+    if facts.installed and facts.may_use:
+        try:
+            migrations.refuse_unless_current(connection, database)
+        except UpkeepError as exc:
+            outdated = exc
+        grants = [(row["name"], row["privileges"]) for row in _sql.read_missing_grants(connection)]
+    yield from judging.judge_schema(database, facts, outdated=outdated, grants=grants)
+
+
+def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+    facts, version_num = _facts(connection), connection.info.server_version
+    found = {view.name: view for view in read_views(connection).values()}
+    present = sorted(name for name in database.views if name in found)
+    schemas = sorted({name.schema for name in present})
+    unusable = {row["name"] for row in _sql.read_unusable_schemas(connection, schemas=schemas)}
+    definitions: dict[int, Definition] = {}
+    failures = _asked(
+        database.name,
+        "definitions",
+        lambda: definitions.update(read_definitions(connection, [found[n].oid for n in present])) or (),
+    )
+    for name, declared in sorted(database.views.items()):
+        if name not in found:
+            error = missing(connection, name, found)
+            yield judging.judge_missing(database.name, name, error.message, error.remedy)
+            continue
+        view = found[name]
+        yield from judging.judge_view(
+            database.name,
+            view,
+            definitions.get(view.oid),
+            facts=facts,
+            version_num=version_num,
+            allow_blocking=declared.allow_blocking,
+            usable=name.schema not in unusable,
+        )
+    yield from failures
+
+
+def _show(findings: list[Finding], databases: list[str], *, everything: bool) -> None:
+    out = output.console()
+    for name in (None, *databases):
+        mine = [f for f in findings if f.database == name]
+        shown = sorted(
+            (f for f in mine if everything or f.level is not Level.OK), key=lambda f: -f.level.rank
+        )
+        fine = sum(f.level is Level.OK for f in mine)
+        out.print(Text(name or "redis", style="bold"), f"({output.count(len(mine), 'check')}, {fine} fine)")
+        if shown:
+            out.print(output.listing((f.level.value, f"{f.object}: {f.message}", f.remedy) for f in shown))
+        out.print()
+    levels = [f.level for f in findings]
+    said = [
+        output.count(levels.count(level), level.value)
+        for level in (Level.ERROR, Level.WARNING)
+        if level in levels
+    ]
+    infos = levels.count(Level.INFO)
+    out.print(", ".join([*said, *([f"{infos} info"] if infos else [])]) or "Nothing is missing.")
+
+
+def _pooler(connection: psycopg.Connection[Any], conninfo: str) -> str | None:
+    """Why backend ids or an answer show a pooler. A second session inside a transaction keeps its backend to itself."""
+    mine = [_pid(connection)]
+    with connect(conninfo, application_name="upkeep/doctor", autocommit=False) as another:
+        other = _pid(another)
+        if other not in mine:
+            mine += [_pid(connection) for _ in range(POOLER_ROUNDS)]
+    return judging.pooled(mine, other)
+
+
+def _pid(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None  # noqa: S101 - SELECT without FROM
+    return int(row[0])
+
+
+def _clock(connection: psycopg.Connection[Any]) -> datetime:
+    row = connection.execute("SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8").fetchone()
+    assert row is not None  # noqa: S101 - SELECT without FROM
+    return datetime.fromtimestamp(row[0], UTC)
+
+
+def _redis_clock(client: redis.Redis) -> datetime:
+    seconds, microseconds = client.time()
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
+
+
+def _skew(read: Callable[[], datetime]) -> Skew:
+    """Read another clock between two readings of ours; the shortest round trip knows best."""
+    readings = []
+    for _ in range(CLOCK_READINGS):
+        before, began = datetime.now(UTC), time.monotonic()
+        theirs = read()
+        half = timedelta(seconds=(time.monotonic() - began) / 2)
+        readings.append(Skew(offset=theirs - (before + half), uncertainty=half))
+    return min(readings, key=lambda skew: skew.uncertainty)

@@ -1,0 +1,231 @@
+"""`upkeep status`: how fresh every view is, what is under way, and what went wrong with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fleet import ledger
+from fleet.errors import UpkeepError
+from fleet.ledger import Run, State
+from fleet.postgres.migrations import refuse_unless_current
+from fleet.postgres.queries import load
+from fleet.settings import Database, Tier
+from schedules.slots import latest_slot, next_slot
+from tasks.refresh.execute import REFRESH_VIEW
+from worker.cli import options, output, runs
+
+_sql = load("worker.cli", "freshness.sql")
+
+# More than these are a flood that `upkeep history` is for.
+MOST_OPEN = 1000
+# From here on a line has room for all columns beside a name of forty characters.
+WIDE = 92
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewStatus:
+    """One view: `tier` None is one that this configuration does not have, but a worker's does."""
+
+    view: str
+    tier_name: str
+    tier: Tier | None
+    last_updated: datetime | None
+    age: timedelta | None
+    last: Run | None
+    under_way: Run | None
+    next_slot: datetime | None
+    late: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseStatus:
+    """One database, or why nothing is known of it."""
+
+    name: str
+    clock: datetime
+    views: tuple[ViewStatus, ...] = ()
+    open_runs: tuple[dict[str, Any], ...] = ()
+    error: UpkeepError | None = None
+
+
+def status(config: Path | None, *, database: str | None, as_json: bool) -> int:
+    """Read and print; 1 if a database cannot be read."""
+    found = []
+    for each in options.chosen(options.load(config), database):
+        try:
+            found.append(read(each))
+        except UpkeepError as exc:
+            found.append(DatabaseStatus(name=each.name, clock=datetime.now(UTC), error=exc))
+    if as_json:
+        output.emit({"databases": [_document(one) for one in found]})
+    else:
+        for one in found:
+            _show(one)
+    return int(any(one.error is not None for one in found))
+
+
+def read(database: Database) -> DatabaseStatus:
+    """Everything that is shown of one database."""
+    with options.connection(database, doing="Reading the status", read_only=True) as connection:
+        refuse_unless_current(connection, database.name)
+        clock: datetime = _sql.read_clock(connection)
+        fresh = {row["view"]: row for row in _sql.read_freshness(connection)}
+        latest = ledger.latest(connection, REFRESH_VIEW)
+        waiting = {
+            run.target: run
+            for state in (State.QUEUED, State.WAITING, State.RUNNING)  # the last one wins
+            for run in ledger.history(connection, task=REFRESH_VIEW, state=state, limit=MOST_OPEN)
+        }
+        open_runs = ledger.open_runs(connection)
+    declared = {str(view.name): view.tier for view in database.views.values()}
+    tiers = declared | {view: row["tier"] for view, row in fresh.items() if view not in declared}
+    views = []
+    for view, tier_name in sorted(tiers.items(), key=lambda pair: (pair[1], pair[0])):
+        row, tier = fresh.get(view, {}), database.tiers.get(tier_name) if view in declared else None
+        last_updated = row.get("last_updated")
+        views.append(
+            ViewStatus(
+                view=view,
+                tier_name=tier_name,
+                tier=tier,
+                last_updated=last_updated,
+                age=row.get("age"),
+                last=latest.get(view),
+                under_way=waiting.get(view),
+                next_slot=next_slot(tier.cron, tier.timezone, clock) if tier else None,
+                late=tier is not None and last_updated is not None and late(tier, last_updated, clock),
+            )
+        )
+    views.sort(key=lambda v: (v.next_slot or clock, v.tier_name, v.view))
+    return DatabaseStatus(name=database.name, clock=clock, views=tuple(views), open_runs=tuple(open_runs))
+
+
+def late(tier: Tier, last_updated: datetime, now: datetime) -> bool:
+    """Whether a whole interval went by without a refresh: a view in the middle of its own slot is not late yet."""
+    latest = latest_slot(tier.cron, tier.timezone, now)
+    return last_updated < latest_slot(tier.cron, tier.timezone, latest - timedelta(seconds=1))
+
+
+def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
+    """Level, message and remedy of what somebody should look at."""
+    for each in found.views:
+        last, going = each.last, each.under_way
+        if last is not None and last.state in {State.FAILED, State.LOST, State.MISSED}:
+            said = (last.error or {}).get("message") or last.reason or last.state
+            yield (
+                "error",
+                f"{each.view}: {said} (run {last.id})",
+                (last.error or {}).get("remedy") or f"upkeep history --run {last.id}",
+            )
+        if going is not None and going.error:
+            yield "warning", f"{each.view}: {going.reason} (run {going.id})", going.error.get("remedy") or ""
+        if each.tier is None:
+            yield (
+                "warning",
+                f"{each.view}: a worker keeps it in {each.tier_name}, but this upkeep.toml does not have it",
+                "Use the workers' upkeep.toml, or start them anew",
+            )
+        elif each.late and going is None:
+            yield (
+                "warning",
+                f"{each.view}: it missed a slot of {each.tier_name}",
+                "Are a worker and the scheduler running?",
+            )
+        elif each.last_updated is None and last is None and going is None:
+            yield (
+                "info",
+                f"{each.view}: never refreshed by Upkeep",
+                f"upkeep run upkeep.refresh.view database={found.name} view={each.view}",
+            )
+
+
+def _document(found: DatabaseStatus) -> dict[str, Any]:
+    if found.error is not None:
+        return {
+            "database": found.name,
+            "error": {"message": found.error.message, "remedy": found.error.remedy},
+        }
+    return {
+        "database": found.name,
+        "clock": found.clock,
+        "views": [
+            {
+                "view": each.view,
+                "tier": each.tier_name,
+                "fresh_as_of": each.last_updated,
+                "age_s": each.age.total_seconds() if each.age is not None else None,
+                "late": each.late,
+                "next_slot": each.next_slot,
+                "last_run": runs.document(each.last) if each.last else None,
+                "open_run": runs.document(each.under_way) if each.under_way else None,
+            }
+            for each in found.views
+        ],
+        "open_runs": list(found.open_runs),
+        "problems": [
+            {"level": level, "message": message, "remedy": remedy}
+            for level, message, remedy in problems(found)
+        ],
+    }
+
+
+def _show(found: DatabaseStatus) -> None:
+    out = output.console()
+    out.print(Text.assemble((found.name, "bold"), f"  {output.moment(found.clock)} UTC"))
+    if found.error is not None:
+        output.report(found.error, as_json=False)
+        out.print()
+        return
+    out.print()
+    out.print(_table(found, narrow=out.width < WIDE))
+    out.print()
+    for row in found.open_runs:
+        oldest = output.span(found.clock - row["oldest"])
+        out.print(
+            f"{output.count(row['runs'], 'run')} {row['state']} in the queue {row['queue']}, the oldest for {oldest}"
+        )
+    said = list(problems(found))
+    if said:
+        out.print(output.listing(said))
+    if said or found.open_runs:
+        out.print()
+
+
+def _table(found: DatabaseStatus, *, narrow: bool) -> Table:
+    took = () if narrow else ("took",)
+    table = output.table("view", "fresh\nas of", "age", "last run", *took, "rows", right=("age", "took", "rows"))
+    for (tier_name, tier), views in groupby(found.views, key=lambda each: (each.tier_name, each.tier)):
+        line = Text(tier_name, style="bold")
+        if tier is not None:
+            due = next_slot(tier.cron, tier.timezone, found.clock)
+            shown = f"  next {output.moment(due, now=found.clock)}, in {output.span(due - found.clock)}"
+            line.append(shown, style="not bold")
+        table.add_row(line)
+        for each in views:
+            last = each.last
+            table.add_row(
+                each.view,
+                output.moment(each.last_updated, now=found.clock) or "unknown",
+                output.span(each.age),
+                _last(each, found.clock, narrow=narrow),
+                *((output.span(last.duration if last else None),) if took else ()),
+                output.number(runs.rows_changed(last) if last else None),
+            )
+        table.add_section()
+    return table
+
+
+def _last(each: ViewStatus, now: datetime, *, narrow: bool) -> Text:
+    shown = each.under_way or each.last
+    if shown is None:
+        return Text("never", style="dim")
+    at = shown.finished_at or shown.started_at or shown.created_at
+    return Text.assemble(output.styled(shown.state), "" if narrow else f" {output.moment(at, now=now)}")

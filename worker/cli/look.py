@@ -1,0 +1,96 @@
+"""The commands that read the ledger: status and history."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from worker.cli.options import ConfigOption, DatabaseOption, JsonOption
+
+app = typer.Typer()
+PANEL = "Look"
+
+
+class RunState(StrEnum):
+    """fleet.ledger.State once more, because importing the ledger takes longer than --help may; a test compares them."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    MISSED = "missed"
+    LOST = "lost"
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""[bold]Examples[/bold]
+$ upkeep status
+$ upkeep status --json | jq -r '.databases\\[].views\\[] | select(.age_s > 3600) | .view'""",
+)
+def status(database: DatabaseOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> int:
+    """Show how fresh every view is, its last run and its next slot.
+
+    And what is queued or running, and what went wrong with its remedy. Exit code 1 if a database cannot be read.
+    """
+    from worker.cli import freshness  # noqa: PLC0415
+
+    return freshness.status(config, database=database, as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""[bold]Examples[/bold]
+$ upkeep history --view public.mv_portfolio --limit 5
+$ upkeep history --state failed
+$ upkeep history --run 4711""",
+)
+def history(
+    run: Annotated[
+        int | None,
+        typer.Option("--run", "-r", metavar="ID", min=1, help="Show this run in full.", show_default=False),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view", "-v", metavar="SCHEMA.VIEW", help="Only runs of this view.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            metavar="TASK",
+            help="Only runs of this task, as in upkeep.refresh.view.",
+            show_default=False,
+        ),
+    ] = None,
+    state: Annotated[
+        RunState | None, typer.Option("--state", "-s", help="Only runs in this state.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, max=10_000, help="How many at most.")
+    ] = 20,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Show what ran, newest first, or one run in full."""
+    from worker.cli import runs  # noqa: PLC0415
+
+    if run is not None:
+        return runs.one(config, run, database=database, as_json=as_json)
+    return runs.history(
+        config,
+        database=database,
+        view=view,
+        task=task,
+        state=state.value if state else None,
+        limit=limit,
+        as_json=as_json,
+    )

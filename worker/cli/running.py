@@ -1,0 +1,205 @@
+"""`upkeep run`: checks a request for the fleet here, sends it through Redis, and with `--wait` follows it in the ledger."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+from pydantic import ValidationError
+
+from fleet import logs
+from fleet.errors import TransientError
+from fleet.ledger import NewRun
+from fleet.postgres.connect import Pools
+from fleet.settings import Database, Settings
+from fleet.settings.model import closest
+from tasks.base import Arguments, LedgeredTask, Runtime
+from worker.app import app, configuration
+from worker.cli import following, options, output
+
+# What the fleet itself puts into a message.
+NOT_YOURS = ("run",)
+_YES, _NO = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What will be sent, checked: `new` is the run that a worker will make of it."""
+
+    task: str
+    task_id: str
+    database: Database
+    new: NewRun
+    kwargs: Mapping[str, Any]
+
+
+def run(
+    config: Path | None,
+    task: str,
+    words: Sequence[str],
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> int:
+    """Send, and wait where asked to; 1 if it cannot be sent, failed, was lost, or the time is over."""
+    if timeout_s is not None and not wait:
+        raise options.UsageMistakeError(
+            "--timeout is for --wait", remedy="Add --wait, or leave --timeout out"
+        )
+    logs.configure("WARNING")
+    settings = options.load(config)
+    request = prepare(settings, task, words)
+    producer = _producer(settings)
+    if not wait:
+        _send(producer, settings, request)
+        _show_sent(request, as_json=as_json)
+        return 0
+    # Before anything is sent: a ledger that cannot be read would leave us waiting for an answer that never comes.
+    with following.Watch(settings, request.database, request.task_id, producer) as watch:
+        _send(producer, settings, request)
+        if not as_json:
+            _show_sent(request, as_json=False)
+        outcome = following.follow(watch, request.new.queue, timeout_s=timeout_s)
+    following.show(outcome, _document(request), as_json=as_json)
+    return int(not outcome.fine)
+
+
+def prepare(settings: Settings, task: str, words: Sequence[str]) -> Request:
+    """Check a request as the worker will, so that a mistake is told at once and by exit code 2.
+
+    Raises:
+        UsageMistakeError: no such task, argument, database, view or tier, or a value that is none.
+    """
+    known = {name: found for name, found in app.tasks.items() if isinstance(found, LedgeredTask)}
+    if task not in known:
+        raise options.UsageMistakeError(f"There is no task named {task!r}", remedy=closest(task, known))
+    found = known[task]
+    values = _values(task, found.arguments, words)
+    if "requested_by" in found.arguments.model_fields:
+        values.setdefault("requested_by", f"cli:{_user()}")
+    try:
+        arguments = found.arguments.model_validate(values)
+    except ValidationError as exc:
+        said = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or task}: {e['msg'].removeprefix('Value error, ')}"
+            for e in exc.errors()
+        )
+        raise options.UsageMistakeError(said, remedy=usage(task, found.arguments)) from None
+    with options.asking():
+        database = Runtime(settings=settings, pools=Pools()).database(arguments.database)
+        new = found.request_run(arguments, database, datetime.now(UTC))
+    return Request(
+        task=task,
+        task_id=str(uuid.uuid4()),
+        database=database,
+        new=new,
+        kwargs={**values, "database": database.name},
+    )
+
+
+def usage(task: str, arguments: type[Arguments]) -> str:
+    """The line that would have been right."""
+    words = [f"[{name}=…]" for name in arguments.model_fields if name not in NOT_YOURS]
+    return f"upkeep run {task} {' '.join(words)}"
+
+
+def _values(task: str, arguments: type[Arguments], words: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    fields = {name: field for name, field in arguments.model_fields.items() if name not in NOT_YOURS}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise options.UsageMistakeError(f"{word!r} is not KEY=VALUE", remedy=usage(task, arguments))
+        if key not in fields:
+            raise options.UsageMistakeError(
+                f"{task} takes no argument {key!r}",
+                remedy=f"{closest(key, fields)} Usage: {usage(task, arguments)}",
+            )
+        if key in values:
+            raise options.UsageMistakeError(f"{key} is given twice", remedy=usage(task, arguments))
+        values[key] = _value(key, value, fields[key].annotation)
+    return values
+
+
+def _value(key: str, text: str, annotation: Any) -> object:
+    kinds = set(get_args(annotation)) or {annotation}
+    if bool in kinds:
+        if text.lower() in _YES | _NO:
+            return text.lower() in _YES
+        raise options.UsageMistakeError(f"{key} is true or false, not {text!r}", remedy=f"{key}=true")
+    if int in kinds:
+        try:
+            return int(text)
+        except ValueError:
+            raise options.UsageMistakeError(
+                f"{key} is a whole number, not {text!r}", remedy=f"{key}=1"
+            ) from None
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user that /etc/passwd does not know
+        return str(os.getuid())
+
+
+def _producer(settings: Settings) -> Celery:
+    """A sender of its own: the worker's app reads its configuration from where the worker would."""
+    producer = Celery("upkeep-cli", set_as_current=False)
+    producer.conf.update(configuration(settings))
+    return producer
+
+
+def _send(producer: Celery, settings: Settings, request: Request) -> None:
+    parts = urlsplit(settings.fleet.redis_url.get_secret_value())
+    try:
+        with producer.connection_for_write() as connection:
+            connection.ensure_connection(
+                max_retries=1, interval_start=0, interval_step=0, interval_max=0, timeout=5
+            )
+            producer.send_task(
+                request.task,
+                kwargs=dict(request.kwargs),
+                task_id=request.task_id,
+                queue=request.new.queue,
+                connection=connection,
+                retry=False,
+                ignore_result=False,
+            )
+    except (OperationalError, redis.RedisError, OSError) as exc:
+        raise TransientError(
+            f"Redis at {parts.hostname}:{parts.port or 6379} took no message: {' '.join(str(exc).split())}",
+            remedy="Start it, or set UPKEEP_REDIS_URL to where it is; nothing was sent",
+        ) from exc
+
+
+def _document(request: Request) -> dict[str, Any]:
+    return {
+        "task": request.task,
+        "task_id": request.task_id,
+        "database": request.database.name,
+        "target": request.new.target,
+        "queue": request.new.queue,
+    }
+
+
+def _show_sent(request: Request, *, as_json: bool) -> None:
+    if as_json:
+        output.emit(_document(request))
+        return
+    output.console().print(
+        f"Sent {request.task} for {request.new.target} to the queue {request.new.queue}.", soft_wrap=True
+    )
+    output.console().print(f"Task {request.task_id}", soft_wrap=True)

@@ -7,6 +7,7 @@ tests and by the demo; what needs a second table to be judged (does this tier ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
@@ -115,8 +116,15 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _memory(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}(kB|MB|GB)", value):
+        raise _refuse("memory is a whole number with a unit PostgreSQL knows", 'Write kB, MB or GB, as in "64MB"')
+    return value
+
+
 Cron = Annotated[str, BeforeValidator(_cron)]
 Zone = Annotated[str, BeforeValidator(_zone)]
+Memory = Annotated[str, BeforeValidator(_memory)]
 # Dumped as people write it: a dataclass would become a dict, which is no key.
 Relation = Annotated[RelationName, PlainSerializer(str, return_type=str)]
 
@@ -169,6 +177,8 @@ class View(_Table):
     """Whether a plain refresh, which blocks readers, may take longer than 200 ms."""
     max_skip: Annotated[timedelta, _between("0s", "30d")] = timedelta(hours=1)
     """How long unchanged counters may stand in for a real refresh."""
+    work_mem: Memory | None = None
+    """Memory for each sort and hash of the refresh; None is the server's maintenance_work_mem, up to 256 MB."""
     timezone: Zone | None = None
     """The session's TimeZone for the refresh; None is the database's own."""
     queue: Literal["refresh", "refresh.slow"] = "refresh"

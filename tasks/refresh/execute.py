@@ -26,6 +26,7 @@ from fleet.names import RelationName
 from fleet.postgres import locks
 from fleet.postgres.catalog.reading import read_reading
 from fleet.postgres.catalog.server import Server, read_server
+from fleet.postgres.queries import load
 from tasks.performing import Done, Outcome, Skip, Wait, perform
 from tasks.refresh import view as views
 from tasks.refresh.plan import Demand, Need, changed, satisfied, upstream_needs
@@ -33,6 +34,7 @@ from tasks.refresh.strategy import PLAIN_LIMIT, How, Strategy, choose, too_slow
 from tasks.refresh.view import SourceReading, Subject
 
 log = structlog.get_logger(__name__)
+_sql = load("tasks.refresh", "sql/execute.sql")
 
 REFRESH_VIEW = "upkeep.refresh.view"
 # Longer would keep a worker's place from other work; the run is handed back and another worker finishes it.
@@ -41,6 +43,9 @@ BUSY_POLL_S = 0.05
 HAND_BACK = timedelta(seconds=2)
 # Tries within one attempt when only the lock was not free: jittered, a few seconds in all.
 LOCK_TRIES = 5
+# A refresh is maintenance: it gets the server's maintenance_work_mem, but not the gigabytes that are meant for one index build
+# at a time; a plan may use it several times over.
+MOST_WORK_MEM = "256MB"
 # pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
 FORCE_FLUSH_SINCE = 150000
 
@@ -201,11 +206,16 @@ class Refresher:
         """One transaction: the refresh, what is known of the view afterwards, and the run's end."""
         connection, found = self.connection, subject.found
         with connection.transaction():
-            # One SELECT sets all three: SET takes no parameters. The clock is read before REFRESH takes its snapshot.
+            # SET takes no parameters. The clock is read before REFRESH takes its snapshot.
             row = connection.execute(
-                "SELECT pg_catalog.clock_timestamp(), pg_catalog.set_config('lock_timeout', %s, true), pg_catalog.set_config('statement_timeout', %s, true), "
-                "CASE WHEN %s::text IS NOT NULL THEN pg_catalog.set_config('TimeZone', %s, true) END",
-                (_ms(strategy.lock_timeout), _ms(strategy.statement_timeout), subject.declared.timezone, subject.declared.timezone),
+                _sql.begin_refresh.sql,
+                {
+                    "lock_timeout": _ms(strategy.lock_timeout),
+                    "statement_timeout": _ms(strategy.statement_timeout),
+                    "timezone": subject.declared.timezone,
+                    "work_mem": subject.declared.work_mem,
+                    "most": MOST_WORK_MEM,
+                },
             ).fetchone()
             assert row is not None  # SELECT without FROM
             snapshot_at: datetime = row[0]

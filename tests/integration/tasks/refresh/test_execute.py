@@ -279,6 +279,26 @@ def test_a_view_is_refreshed_in_its_declared_zone(upkeep_database):
 
 
 @pytest.mark.parametrize(
+    ("server_has", "declared", "expected"),
+    [
+        ({"work_mem": "4MB", "maintenance_work_mem": "64MB"}, None, "64MB"),
+        ({"work_mem": "4MB", "maintenance_work_mem": "8GB"}, None, "256MB"),
+        ({"work_mem": "512MB", "maintenance_work_mem": "64MB"}, None, "512MB"),
+        ({"work_mem": "512MB", "maintenance_work_mem": "64MB"}, "16MB", "16MB"),
+    ],
+)
+def test_a_refresh_has_the_memory_of_maintenance(upkeep_database, server_has, declared, expected):
+    with upkeep_database.connect() as connection:
+        connection.execute("CREATE MATERIALIZED VIEW public.v AS SELECT current_setting('work_mem') AS m WITH NO DATA")
+        for name, value in server_has.items():
+            connection.execute(f"ALTER DATABASE \"{upkeep_database.name}\" SET {name} = '{value}'")
+    system = System(upkeep_database, [view("public.v", work_mem=declared)])
+    system.refresh("public.v")
+    assert system.scalar("SELECT m FROM public.v") == expected
+    assert system.scalar("SHOW work_mem") == server_has["work_mem"]
+
+
+@pytest.mark.parametrize(
     ("name", "says"),
     [
         ("public.nope", "does not exist"),

@@ -1,0 +1,11 @@
+-- name: begin_refresh
+-- What is the clock now? Sets what the refresh in this transaction runs with; it is all gone when the transaction ends.
+SELECT pg_catalog.clock_timestamp(),
+       pg_catalog.set_config('lock_timeout', :lock_timeout, true),
+       pg_catalog.set_config('statement_timeout', :statement_timeout, true),
+       CASE WHEN :timezone::text IS NOT NULL THEN pg_catalog.set_config('TimeZone', :timezone, true) END,
+       pg_catalog.set_config('work_mem', coalesce(:work_mem::text, m.own), true)
+  FROM (SELECT (greatest(
+                    pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem')),
+                    least(pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')), pg_catalog.pg_size_bytes(:most)))
+                / 1024)::text || 'kB' AS own) AS m;

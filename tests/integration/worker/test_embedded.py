@@ -43,8 +43,14 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def postgres(postgres_server: EmbeddedPostgres, temporary: Path) -> Iterator[EmbeddedPostgres]:
-    """A server of its own; the dependency is for the marker: the version matrix runs these too."""
+def run_version(postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More servers of the run's version, from where the first one found its binaries to be reachable."""
+    monkeypatch.setenv("UPKEEP_TEST_POSTGRES", str(postgres_server.bin_dir))
+
+
+@pytest.fixture
+def postgres(run_version: None, temporary: Path) -> Iterator[EmbeddedPostgres]:
+    """A server of its own, to be stopped and killed."""
     with servers.new_postgres(**servers.DURABLE) as server:
         yield server
 
@@ -69,6 +75,7 @@ def execute(server: EmbeddedPostgres, statement: str) -> None:
         connection.execute(statement)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("run_version")
 class TestPostgres:
     def test_a_clean_end_leaves_no_process_no_port_and_no_file(
         self, postgres: EmbeddedPostgres, temporary: Path
@@ -104,32 +111,32 @@ class TestPostgres:
         assert not any(alive(int(pid)) for pid in done.stdout.split())
         assert list(temporary.iterdir()) == []
 
-    def test_its_own_session_keeps_ctrl_c_away(self, postgres: EmbeddedPostgres) -> None:
-        assert postgres.pid is not None
-        assert os.getsid(postgres.pid) == postgres.pid != os.getsid(0)
+    def test_its_own_session_keeps_ctrl_c_away(self, postgres_server: EmbeddedPostgres) -> None:
+        assert postgres_server.pid is not None
+        assert os.getsid(postgres_server.pid) == postgres_server.pid != os.getsid(0)
 
-    def test_others_on_this_machine_need_the_password(self, postgres: EmbeddedPostgres) -> None:
+    def test_others_on_this_machine_need_the_password(self, postgres_server: EmbeddedPostgres) -> None:
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(postgres.url(password="guessed"))
+            psycopg.connect(postgres_server.url(password="guessed"))
         with pytest.raises(psycopg.OperationalError, match="no password"):
-            psycopg.connect(f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres")
-        assert postgres.password not in " ".join(
-            Path(f"/proc/{postgres.pid}/cmdline").read_text().split("\0")
-        )
+            psycopg.connect(f"postgresql://postgres@127.0.0.1:{postgres_server.port}/postgres")
+        assert postgres_server.password not in Path(f"/proc/{postgres_server.pid}/cmdline").read_text()
 
-    @pytest.mark.parametrize("way", ["fast", "immediate", "kill"])
-    def test_committed_data_survives(self, postgres: EmbeddedPostgres, way: str) -> None:
-        execute(postgres, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
-        url, first = postgres.url(), postgres.pid
-        if way == "kill":
-            postgres.kill()
-            assert postgres.pid is None
-            postgres.start()
-        else:
-            postgres.restart(way)  # type: ignore[arg-type]
-        assert postgres.url() == url
-        assert postgres.pid != first
-        assert query(postgres, "SELECT count(*) FROM kept") == 1000
+    def test_committed_data_survives_every_way_to_stop(self, postgres: EmbeddedPostgres) -> None:
+        execute(postgres, "CREATE TABLE kept (n int)")
+        url = postgres.url()
+        for count, way in enumerate(["fast", "immediate", "kill"], start=1):
+            execute(postgres, "INSERT INTO kept SELECT generate_series(1, 1000)")
+            before = postgres.pid
+            if way == "kill":
+                postgres.kill()
+                assert postgres.pid is None
+                postgres.start()
+            else:
+                postgres.restart(way)  # type: ignore[arg-type]
+            assert postgres.url() == url
+            assert postgres.pid != before
+            assert query(postgres, "SELECT count(*) FROM kept") == 1000 * count
 
     def test_kill_takes_a_busy_backend_along(self, postgres: EmbeddedPostgres) -> None:
         # A backend that computes does not notice that its postmaster is gone, and would keep the data.
@@ -191,20 +198,20 @@ class TestPostgres:
         assert list(temporary.iterdir()) == []
 
     def test_a_taken_port_is_passed_by(
-        self, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+        self, postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         free = embedded._free_port()
-        ports = iter([postgres.port, free])
+        ports = iter([postgres_server.port, free])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
-        with EmbeddedPostgres(postgres.bin_dir) as other:
+        with EmbeddedPostgres(postgres_server.bin_dir) as other:
             assert other.port == free
             assert query(other, "SELECT 1") == 1
 
-    def test_it_speaks_utf8_everywhere_the_same(self, postgres: EmbeddedPostgres) -> None:
-        assert query(postgres, "SHOW server_encoding") == "UTF8"
-        assert query(postgres, "SHOW timezone") == "UTC"
+    def test_it_speaks_utf8_everywhere_the_same(self, postgres_server: EmbeddedPostgres) -> None:
+        assert query(postgres_server, "SHOW server_encoding") == "UTF8"
+        assert query(postgres_server, "SHOW timezone") == "UTC"
         assert (
-            query(postgres, "SELECT string_agg(x, '' ORDER BY x) FROM unnest('{b,A,ä,a}'::text[]) x")
+            query(postgres_server, "SELECT string_agg(x, '' ORDER BY x) FROM unnest('{b,A,ä,a}'::text[]) x")
             == "Aabä"
         )
 
@@ -219,11 +226,16 @@ class TestPostgres:
             EmbeddedPostgres(version=12)
 
     @as_root
-    def test_root_lends_it_another_user(self, postgres: EmbeddedPostgres) -> None:
-        assert Path(f"/proc/{postgres.pid}").stat().st_uid != 0
-        assert postgres.data_dir.stat().st_uid == Path(f"/proc/{postgres.pid}").stat().st_uid
+    def test_root_lends_it_another_user(self, postgres_server: EmbeddedPostgres) -> None:
+        user = Path(f"/proc/{postgres_server.pid}").stat().st_uid
+        assert user != 0
+        assert postgres_server.data_dir.stat().st_uid == user
 
-    @as_root
+
+@as_root
+class TestCopiedInstallation:
+    """Root's binaries, brought to where the server's user can run them; the wheel's, which can be moved."""
+
     def test_binaries_that_only_root_can_reach_are_copied_once(self, temporary: Path, tmp_path: Path) -> None:
         bin_dir = embedded._wheel_bin_dir(18)  # Debian's finds its other half by an absolute path
         hidden = tmp_path / "hidden"
@@ -251,7 +263,6 @@ class TestPostgres:
         assert results == [copy, copy]
         assert copy.stat().st_ino == before
 
-    @as_root
     def test_two_that_copy_at_once_end_with_one_copy(self, temporary: Path) -> None:
         source = embedded._wheel_bin_dir(18)
         results: list[Path] = []
@@ -266,7 +277,6 @@ class TestPostgres:
         assert len(results) == 3
         assert [results[0].is_relative_to(only) for only in temporary.iterdir()] == [True]
 
-    @as_root
     def test_a_copy_that_another_user_put_there_is_not_run(self, temporary: Path) -> None:
         source = embedded._wheel_bin_dir(18)
         embedded._copy_installation(source)
@@ -276,6 +286,7 @@ class TestPostgres:
             embedded._copy_installation(source)
 
 
+@pytest.mark.usefixtures("run_version")
 class TestOwnerKilled:
     """SIGKILL of the owner: no handler runs, the kernel has to tell the servers."""
 

@@ -6,12 +6,16 @@ configuration and connections come when a process first needs them, connections 
 
 from __future__ import annotations
 
-from functools import cached_property
+import logging
+from functools import cache, cached_property
 from typing import Any
 
+import click
+import psycopg
 import structlog
 from celery import Celery, signals
 from celery.schedules import BaseSchedule
+from click.core import ParameterSource
 
 from fleet import logs, settings
 from fleet.errors import UpkeepError
@@ -118,10 +122,23 @@ app.steps["worker"].add(Reaper)
 
 @signals.setup_logging.connect
 def _logs(loglevel: int | str | None = None, **_: Any) -> None:
-    logs.configure("INFO" if loglevel is None else loglevel)
+    if loglevel is not None and _level_was_typed():
+        logs.configure(loglevel)
+        return
+    logs.configure("INFO")
+    # Celery's own lines about a task carry neither the run nor the view, and say nothing that ours do not.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@signals.worker_init.connect
+@cache  # a pool child, which has no command line any more, asks its parent's answer
+def _level_was_typed() -> bool:
+    """Celery's default is WARNING, which would hide every outcome of a run; a `--loglevel` that somebody gave counts."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source("loglevel") is ParameterSource.COMMANDLINE
+
+
+@signals.celeryd_after_setup.connect  # worker_init comes before the logs are set up
 def _introduce(**_: Any) -> None:
     """Say what this worker keeps; a database that is away now is no reason not to start."""
     for database in app.runtime.settings.databases.values():
@@ -130,6 +147,8 @@ def _introduce(**_: Any) -> None:
                 refuse_unless_current(connection, database.name)
                 manage(connection, database)
             log.info("database.kept", database=database.name, views=len(database.views))
+        except psycopg.Error as exc:
+            log.warning("database.not_ready", database=database.name, error=str(exc).strip())
         except UpkeepError as exc:
             log.warning("database.not_ready", database=database.name, error=exc.message, remedy=exc.remedy)
 

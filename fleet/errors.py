@@ -12,7 +12,7 @@ class UpkeepError(Exception):
     `message` names the object; `remedy` says what to do about it.
     """
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
         self.message = message.rstrip(".")
         self.remedy = remedy.rstrip(".")
@@ -21,12 +21,8 @@ class UpkeepError(Exception):
         return f"{self.message}. {self.remedy}." if self.remedy else f"{self.message}."
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Celery pickles exceptions between pool child and main process: keyword arguments need help.
-        return (_rebuild, (type(self), self.message, self.remedy))
-
-
-def _rebuild(kind: type[UpkeepError], message: str, remedy: str) -> UpkeepError:
-    return kind(message, remedy=remedy)
+        # Celery pickles exceptions between pool child and main process.
+        return (type(self), (self.message, self.remedy))
 
 
 class ConfigurationError(UpkeepError):

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fleet import cron as crons
-from fleet import durations
+from fleet import durations, redaction
 from fleet.errors import ConfigurationError, PermanentError, UpkeepError
 from fleet.names import RelationName
 
@@ -275,7 +275,8 @@ class Settings(_Table):
 def _known(items: Mapping[str, T], name: object, kind: str) -> T:
     if isinstance(name, str) and name in items:
         return items[name]
-    shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:79] + "…"
+    shown = redaction.text(repr(name))
+    shown = shown if len(shown) <= 80 else shown[:79] + "…"
     raise PermanentError(f"There is no {kind} named {shown}", remedy=closest(str(name), items))
 
 

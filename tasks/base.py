@@ -19,18 +19,26 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError as BrokerError
+from psycopg import errors
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from redis import RedisError
 
 from fleet import ledger, redaction, settings
 from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import NewRun, Run, State
-from fleet.postgres.connect import Pools
+from fleet.postgres import locks
+from fleet.postgres.connect import Pools, rename
+from fleet.postgres.failures import explain
 from tasks.performing import Conclusion, Outcome, describe, perform, record_failure
 
 log = structlog.get_logger(__name__)
 
 # While a database is away the requests for it go round; this keeps them from spinning.
 UNREACHABLE_PAUSE_S = 2.0
+# Of a task whose work declares none of its own: those of a view.
+RETRIES = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
+# A lost session holds its run's lock until the server notices, about a second later.
+TAKE_BACK_S = 5.0
 # What a stranger sends as an argument is shown to operators, but not at any length.
 SHOWN_LENGTH = 200
 
@@ -77,12 +85,15 @@ class Runtime:
 
         Raises:
             PermanentError: unknown, or not named although there are several.
+
         """
         known = self.settings.databases
         if name is None and len(known) == 1:
             return next(iter(known.values()))
         if name is None:
-            raise PermanentError("No database was named", remedy=f"Use database= one of: {', '.join(sorted(known))}")
+            raise PermanentError(
+                "No database was named", remedy=f"Use database= one of: {', '.join(sorted(known))}"
+            )
         return self.settings.database(name)
 
 
@@ -100,7 +111,8 @@ class Delivery(Generic[A]):
 class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no types
     """A task whose every delivery is a run in the ledger.
 
-    Subclasses set `name` and `arguments`, and say how a request becomes a run (`request_run`) and what its work is (`work`).
+    Subclasses set `name` and `arguments`, and say how a request becomes a run (`request_run`) and what its
+    work is (`work`).
     """
 
     abstract = True
@@ -116,6 +128,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
 
         Raises:
             PermanentError: it asks for something that makes no sense here; no statement has been sent.
+
         """
         raise NotImplementedError
 
@@ -124,8 +137,8 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         raise NotImplementedError
 
     def retries(self, delivery: Delivery[A]) -> Sequence[timedelta]:
-        """The pauses between attempts; as many as there are retries."""
-        return ()
+        """The pauses between attempts; the last one repeats."""
+        return RETRIES
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Celery's entry: read, claim, work, conclude."""
@@ -155,7 +168,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             return self.arguments.model_validate(kwargs)  # type: ignore[return-value]
         except ValidationError as exc:
             problems = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']} (got {_shown(e['input'])})"
+                f"{'.'.join(map(_name, e['loc'])) or 'arguments'}: {e['msg']} (got {_shown(e['input'])})"
                 for e in exc.errors(include_url=False)
             )
             raise PermanentError(
@@ -163,10 +176,17 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             ) from None
 
     def _deliver(self, arguments: A, database: settings.Database) -> dict[str, Any]:
-        label = f"{self.name.removeprefix('upkeep.')}/{getattr(arguments, 'view', None) or arguments.run or ''}"
+        target = getattr(arguments, "view", None) or getattr(arguments, "tier", None) or arguments.run or ""
         try:
-            with self.runtime.connection(database, name=f"upkeep/{label}") as connection:
-                return self._claim(connection, arguments, database)
+            try:
+                with self.runtime.connection(database, name=self._session_name(target)) as connection:
+                    summary, failure = self._claim(connection, arguments, database)
+            except (errors.UndefinedTable, errors.InvalidSchemaName) as exc:
+                raise PermanentError(
+                    f"The database {database.name!r} has no ledger", remedy="Run `upkeep migrate` once"
+                ) from exc
+            except psycopg.Error as exc:
+                raise explain(exc, doing=f"Keeping the ledger of {database.name}") from exc
         except TransientError as exc:
             if arguments.run is not None:
                 # Its row is safe; the reaper rings again when the database is back.
@@ -175,10 +195,19 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             log.warning("request.database_unreachable", error=exc.message, next_try_s=UNREACHABLE_PAUSE_S)
             time.sleep(UNREACHABLE_PAUSE_S)
             raise Reject(exc.message, requeue=True) from exc
+        except PermanentError as exc:
+            if arguments.run is None:
+                self._record_rejection(exc, arguments.model_dump(exclude_none=True))
+            raise
+        # Only now: a run that has failed for good is no database that is away.
+        if failure is not None:
+            raise failure
+        return summary
 
     def _claim(
         self, connection: psycopg.Connection[Any], arguments: A, database: settings.Database
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], UpkeepError | None]:
+        """What became of the delivery, and the error of a request or a run that has failed for good."""
         run_id = arguments.run
         if run_id is None:
             try:
@@ -187,18 +216,24 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 new = self.request_run(arguments, database, now[0])
             except PermanentError as exc:
                 self._record_rejection(exc, arguments.model_dump(exclude_none=True), connection)
-                raise
+                return {}, exc
             run_id, _ = ledger.insert(connection, new)
-        with ledger.claim(connection, run_id, task=self.name, worker=f"{self.request.hostname}/{os.getpid()}") as run:
+        with ledger.claim(
+            connection, run_id, task=self.name, worker=f"{self.request.hostname}/{os.getpid()}"
+        ) as run:
             if run is None or run.final:
                 state = run.state if run else "taken"
                 log.info("run.left_alone", run_id=run_id, state=state)
-                return {"run": run_id, "state": state}
+                return {"run": run_id, "state": state}, None
+            if arguments.run is not None:
+                rename(connection, self._session_name(run.target))
             with structlog.contextvars.bound_contextvars(run_id=run.id, **self._context(run)):
                 conclusion = self._perform(connection, run, arguments, database)
-        if conclusion.state is State.FAILED and conclusion.error is not None:
-            raise conclusion.error
-        return {"run": run_id, "state": conclusion.state.value, **conclusion.summary}
+        failure = conclusion.error if conclusion.state is State.FAILED else None
+        return {"run": run_id, "state": conclusion.state.value, **conclusion.summary}, failure
+
+    def _session_name(self, target: object) -> str:
+        return f"{self.name.replace('.', '/', 1)}/{target}"
 
     def _perform(
         self, connection: psycopg.Connection[Any], run: Run, arguments: A, database: settings.Database
@@ -213,14 +248,24 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 connection, run, lambda: self.work(delivery), retries=retries, event=self.event, doing=doing
             )
         except SoftTimeLimitExceeded as exc:
-            error: UpkeepError = TransientError(f"{doing} ran into its time limit", remedy="Raise time_limit under [queues]")
+            # Its statement may be running still: the server cancels it when it finds the session gone.
+            connection.close()
+            error: UpkeepError = TransientError(
+                f"{doing} ran into its time limit", remedy="Raise soft_time_limit under [queues]"
+            )
             cause: BaseException = exc
         except UpkeepError as exc:
             error, cause = exc, exc
-        # The working connection is gone, and its locks with it: write on another one. If that fails too, the row still
-        # says running, nobody holds its lock, and the reaper finds it.
+        # The working connection is gone, and its locks with it: write on another one. If that fails too, the
+        # row still says running, nobody holds its lock, and the reaper finds it.
         with self.runtime.connection(database, name="upkeep/record") as fresh:
-            return record_failure(fresh, run, error, cause=cause, retries=retries, event=self.event)
+            if locks.acquire_within(fresh, locks.run_key(run.id), timeout_s=TAKE_BACK_S):
+                known = ledger.get(fresh, run.id)
+                if known is not None and not known.final and known.attempt == run.attempt:
+                    return record_failure(fresh, run, error, cause=cause, retries=retries, event=self.event)
+        # Another worker was faster: what it makes of the run counts.
+        log.warning(f"{self.event}.taken_over", error=describe(error, cause))
+        return Conclusion(state=State.RUNNING, summary={"reason": "another worker took it over"}, error=error)
 
     def _context(self, run: Run) -> dict[str, Any]:
         return {"target": run.target}
@@ -248,7 +293,9 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
     ) -> None:
         # The target of a rejected request is whatever a stranger sent: shown, not stored as it came.
         given = next((arguments[k] for k in ("view", "tier", "database") if arguments.get(k)), "")
-        target = _shown(given) if not isinstance(given, str) or not given.isprintable() else redaction.text(given)
+        target = (
+            _shown(given) if not isinstance(given, str) or not given.isprintable() else redaction.text(given)
+        )
         with connection.transaction():
             run_id, created = ledger.insert(
                 connection,
@@ -272,8 +319,10 @@ def ring(app: Any, database: str, runs: Iterable[tuple[int, str, str]]) -> int:
     rung = 0
     for run_id, task, queue in runs:
         try:
-            app.send_task(task, kwargs={"database": database, "run": run_id}, queue=queue)
-        except (BrokerError, OSError) as exc:
+            # Nobody waits for Celery's result of a bell; asking for it would subscribe this process to it for
+            # good.
+            app.send_task(task, kwargs={"database": database, "run": run_id}, queue=queue, ignore_result=True)
+        except (BrokerError, RedisError, OSError) as exc:
             log.warning("bell.not_rung", run_id=run_id, database=database, error=type(exc).__name__)
             break
         rung += 1
@@ -283,6 +332,13 @@ def ring(app: Any, database: str, runs: Iterable[tuple[int, str, str]]) -> int:
 def _shown(value: object) -> str:
     text = redaction.text(repr(value))
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+
+
+def _name(part: object) -> str:
+    # The name of a keyword is a stranger's too.
+    return (
+        part if isinstance(part, str) and part.isidentifier() and len(part) <= SHOWN_LENGTH else _shown(part)
+    )
 
 
 def _usage(arguments: type[Arguments]) -> str:

@@ -1,6 +1,7 @@
 """Direct connections that the server gives up on quickly when their worker dies.
 
-Without these settings the backend of a SIGKILLed client still held its advisory locks 8 s later; with them 1.2 s.
+Without these settings the backend of a SIGKILLed client still held its advisory locks 8 s later; with them
+1.2 s.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def parameters(
 ) -> str:
     """The caller's connection string, completed with the timeouts that every session of ours carries.
 
-    The timeouts go as start-up options, so that RESET ALL returns to them; a transaction pooler refuses them, which is
-    right: session locks break behind one.
+    The timeouts go as start-up options, so that RESET ALL returns to them; a transaction pooler refuses them,
+    which is right: session locks break behind one.
     """
     given = conninfo_to_dict(conninfo)
     settings = _SESSION_SETTINGS | {
@@ -79,6 +80,7 @@ def connect(
     Raises:
         TransientError: the server cannot be reached, is starting up, or has no free connection.
         PermanentError: it refuses us: password, database, pg_hba.conf, a transaction pooler in between.
+
     """
     completed = parameters(
         conninfo,
@@ -90,7 +92,8 @@ def connect(
         connection = psycopg.connect(completed, autocommit=autocommit)
     except psycopg.Error as exc:
         raise unreachable(conninfo, exc) from exc
-    # A database may default to REPEATABLE READ or read-only; a refresh in an old snapshot moves a view back in time.
+    # A database may default to REPEATABLE READ or read-only; a refresh in an old snapshot moves a view back
+    # in time.
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.read_only = False
     return connection
@@ -99,7 +102,8 @@ def connect(
 class Pools:
     """One small pool per database and process, opened after the fork.
 
-    A pool child works on one task at a time; the second connection is for the moment when the first has just broken.
+    A pool child works on one task at a time; the second connection is for the moment when the first has just
+    broken.
     """
 
     def __init__(self) -> None:
@@ -117,11 +121,11 @@ class Pools:
             # The pool keeps the reason to its log: ask once more to be able to say it.
             with connect(conninfo, application_name=application_name):
                 pass
-            raise TransientError(f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s") from exc
+            raise TransientError(
+                f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s"
+            ) from exc
         try:
-            connection.execute(
-                "SELECT pg_catalog.set_config('application_name', %s, false)", (_cut(application_name),)
-            )
+            rename(connection, application_name)
             yield connection
         finally:
             pool.putconn(connection)
@@ -152,10 +156,19 @@ class Pools:
         return self._pools[key]
 
 
+def rename(connection: psycopg.Connection[Any], application_name: str) -> None:
+    """Show in pg_stat_activity what a session does now."""
+    connection.execute(
+        "SELECT pg_catalog.set_config('application_name', %s, false)", (_cut(application_name),)
+    )
+
+
 def unreachable(conninfo: str, exc: psycopg.Error) -> PermanentError | TransientError:
     """Say which server refused us and what to do about it, without its password."""
     given = conninfo_to_dict(conninfo)
-    where = f"{given.get('host') or 'the local socket'}:{given.get('port') or 5432}/{given.get('dbname') or ''}"
+    where = (
+        f"{given.get('host') or 'the local socket'}:{given.get('port') or 5432}/{given.get('dbname') or ''}"
+    )
     return explain(exc, doing=f"Connecting to {where}")
 
 

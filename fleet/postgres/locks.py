@@ -1,7 +1,7 @@
 """Advisory locks: one piece of work at a time per run, relation and refresh slot, freed by the server when a worker dies.
 
-Always session locks on the connection that does the work, and always polled: a waiter in pg_advisory_lock deadlocks with
-REINDEX CONCURRENTLY (40P01), because its statement holds a snapshot while it waits.
+Always session locks on the connection that does the work, and always polled: a waiter in pg_advisory_lock
+deadlocks with REINDEX CONCURRENTLY (40P01), because its statement holds a snapshot while it waits.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import time
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 MIGRATION = "upkeep/migration"
 
-# A poll costs one round trip (about 0.1 ms); fifty a second is noticed by nobody and delays a refresh by 20 ms at most.
+# A poll costs one round trip (about 0.1 ms); fifty a second is noticed by nobody and delays a refresh by 20
+# ms at most.
 POLL_S = 0.02
 
 
@@ -51,8 +53,11 @@ def acquire_within(connection: psycopg.Connection[Any], key: str, *, timeout_s: 
 
 
 def release(connection: psycopg.Connection[Any], key: str) -> None:
-    """Give a lock back; on a broken connection the server has done so already."""
-    if not connection.closed and not connection.broken:
-        connection.execute(
-            "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(%s, 0))", (key,)
-        )
+    """Give a lock back; on a broken connection the server has done so already.
+
+    Where a statement was left running (a time limit struck while we waited for it), only closing the
+    connection helps, which is left to whoever has it.
+    """
+    busy = connection.info.transaction_status is TransactionStatus.ACTIVE
+    if not connection.closed and not connection.broken and not busy:
+        connection.execute("SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(%s, 0))", (key,))

@@ -20,6 +20,8 @@ REFRESH_TIER = "upkeep.refresh.tier"
 REFRESH_ALL = "upkeep.refresh.all"
 # A tick that comes from a scheduler whose clock is ahead of ours belongs to the slot that it was sent for.
 CLOCK_TOLERANCE = timedelta(seconds=30)
+# With a single one, a worker that dies while it fans out would take the tick with it.
+FAN_OUT_ATTEMPTS = 4
 
 
 class ViewArguments(Arguments):
@@ -57,7 +59,9 @@ class RefreshView(LedgeredTask[ViewArguments]):
 
     def work(self, delivery: Delivery[ViewArguments]) -> Outcome:
         """Refresh it."""
-        refresher = Refresher(connection=delivery.connection, database=delivery.database, worker=delivery.worker)
+        refresher = Refresher(
+            connection=delivery.connection, database=delivery.database, worker=delivery.worker
+        )
         return refresher.refresh(delivery.run, RelationName.parse(delivery.run.target))
 
     def retries(self, delivery: Delivery[ViewArguments]) -> Sequence[timedelta]:
@@ -103,6 +107,7 @@ class RefreshTier(LedgeredTask[TierArguments]):
             entry=tier.name if slot else ledger.OPERATOR,
             slot=slot,
             queue="refresh",
+            max_attempts=FAN_OUT_ATTEMPTS,
             requested_by=arguments.requested_by,
             request_id=self.request.id,
         )
@@ -121,7 +126,12 @@ class RefreshAll(LedgeredTask[Arguments]):
     def request_run(self, arguments: Arguments, database: settings.Database, now: datetime) -> NewRun:
         """An operator's run for the database."""
         return NewRun(
-            task=self.name, target=database.name, entry=ledger.OPERATOR, queue="refresh", request_id=self.request.id
+            task=self.name,
+            target=database.name,
+            entry=ledger.OPERATOR,
+            queue="refresh",
+            max_attempts=FAN_OUT_ATTEMPTS,
+            request_id=self.request.id,
         )
 
     def work(self, delivery: Delivery[Arguments]) -> Outcome:

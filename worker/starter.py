@@ -1,7 +1,7 @@
-"""Writes a first upkeep.toml from what a database's catalogue says: every view, a tier, and what is in the way.
+"""Writes a first upkeep.toml from a database's catalogue: every view, a tier, and what is in the way.
 
-Suggestions, each with its reason beside it: the person who knows what the views are for decides. Nothing secret goes in;
-the URL stays in the environment.
+Suggestions, each with its reason beside it: the person who knows what the views are for decides. Nothing
+secret goes in; the URL stays in the environment.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.queries import load
 from fleet.settings.reading import RESERVED_VARIABLES
-from worker.doctor import quoted
+from worker.doctor import may_refresh_remedy, quoted
 
 _sql = load("worker", "starter.sql")
 
-# Refreshing so much in five minutes is nothing; a view of this size takes tens of milliseconds (docs/benchmarks.md).
+# Refreshing so much in five minutes is nothing; a view of this size takes tens of milliseconds
+# (docs/benchmarks.md).
 SMALL_ROWS = 20_000
 # From here on a refresh takes so long that doing it four times an hour should be somebody's decision.
 LARGE_ROWS = 1_000_000
@@ -80,6 +81,7 @@ class Described:
     name: str
     database_name: str
     role: str
+    version_num: int
     where: str
     url_env: str
     export: str
@@ -115,14 +117,14 @@ def gather(connection: psycopg.Connection[Any], *, probe: bool) -> tuple[ViewFac
     return tuple(found)
 
 
-def suggest(facts: ViewFacts) -> Suggestion:
-    """A tier for a view. What it reads, how large it is, what it is called, and what it depends on, in this order."""
+def suggest(facts: ViewFacts) -> Suggestion:  # noqa: PLR0911 - a list of rules, the first that fits
+    """A tier for a view, by what it reads, how large it is, what it is called, and what it depends on."""
     view = facts.view
     rows = view.row_estimate if view.populated else None
     if facts.reads:
         return Suggestion(
             tier="daily",
-            why=f"it reads {_names(facts.reads)}, which are refreshed first, each in its own tier",
+            why=f"it reads {_names(facts.reads)}; what it reads is refreshed first",
         )
     if rows is not None and (rows >= LARGE_ROWS or view.size_bytes >= LARGE_BYTES):
         return Suggestion(tier="daily", why="it is large")
@@ -141,7 +143,7 @@ def suggest(facts: ViewFacts) -> Suggestion:
 
 
 def hindrances(facts: ViewFacts, described: Described) -> Iterator[tuple[str, str]]:
-    """What to know before the view is handed over: a sentence, and the statement that mends it where there is one."""
+    """What to know before the view is handed over: a sentence, and a statement that mends it or nothing."""
     view, name = facts.view, facts.view.name
     if view.unique_index is None:
         if facts.key:
@@ -164,7 +166,7 @@ def hindrances(facts: ViewFacts, described: Described) -> Iterator[tuple[str, st
     if not view.may_refresh:
         yield (
             f"the role {described.role} may not refresh it:",
-            f"GRANT {quoted(view.owner)} TO {quoted(described.role)};",
+            may_refresh_remedy(view, described.role, version_num=described.version_num, usable=True),
         )
     if not view.populated:
         yield "not populated: its first refresh is a plain one, which blocks nobody", ""
@@ -174,7 +176,8 @@ def hindrances(facts: ViewFacts, described: Described) -> Iterator[tuple[str, st
     if definition.stored_timestamps:
         columns = ", ".join(definition.stored_timestamps)
         yield (
-            f"{columns} is the time of the refresh: every refresh rewrites every row; upkeep.view_freshness tells it for free",
+            f"{columns} is the time of the refresh: every refresh rewrites every row; "
+            "upkeep.view_freshness tells it for free",
             "",
         )
     if not definition.kind.skippable:
@@ -194,7 +197,8 @@ def write(described: Described, *, version: str) -> str:
     """The whole file."""
     lines = [
         *_comment(
-            f"Written by upkeep {version} (upkeep init) from the catalogue of {described.where}, as {described.role}."
+            f"Written by upkeep {version} (upkeep init) from the catalogue of {described.where}, as "
+            f"{described.role}."
         ),
         *_comment("Every tier below is a suggestion, with its reason. Change what you know better, then:"),
         "#",
@@ -209,7 +213,8 @@ def write(described: Described, *, version: str) -> str:
         "max_parallel_refreshes = 2",
         "",
         *_comment(
-            "Built in: five_minutes (*/5 * * * *), fifteen_minutes (*/15 * * * *), daily (0 6 * * *), all in UTC. Your own:"
+            "Built in: five_minutes (*/5 * * * *), fifteen_minutes (*/15 * * * *), daily (0 6 * * *), "
+            "all in UTC. Your own:"
         ),
         "# [tiers.hourly]",
         '# cron = "0 * * * *"',
@@ -241,7 +246,9 @@ def volume(view: MaterializedView) -> str:
         return "Empty so far"
     if view.row_estimate is None:
         return f"Never analyzed, {size(view.size_bytes)}" if view.size_bytes else "Never analyzed"
-    return f"About {view.row_estimate:,} rows, {size(view.size_bytes)}"
+    return (
+        f"About {view.row_estimate:,} {'row' if view.row_estimate == 1 else 'rows'}, {size(view.size_bytes)}"
+    )
 
 
 def size(value: int) -> str:
@@ -274,7 +281,9 @@ def without_secrets(parameters: Mapping[str, str], *, mark: bool) -> str:
         user, host = kept.pop("user", ""), kept.pop("host", "")
         port, dbname = kept.pop("port", ""), kept.pop("dbname", "")
         login = quote(user, safe="") + (":PASSWORD" if had_password else "")
-        text = f"postgresql://{login}{'@' if login else ''}{_host(host)}{':' + port if port else ''}/{quote(dbname, safe='')}"
+        login += "@" if login else ""
+        server = _host(host) + (f":{port}" if port else "")
+        text = f"postgresql://{login}{server}/{quote(dbname, safe='')}"
         if kept:
             text += "?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in kept.items())
     return "'" + text.replace("'", "'\\''") + "'"
@@ -307,7 +316,7 @@ def _key(
 def _probe(
     connection: psycopg.Connection[Any], view: RelationName, columns: Sequence[str], distinct: Sequence[str]
 ) -> tuple[str, ...]:
-    """Read the view once: is one of its distinct columns, or are its first columns together, different in every row?"""
+    """Read the view once, for a column or a few first columns together that differ in every row."""
     first = columns[:PROBE_COLUMNS]
     keys = [(name,) for name in dict.fromkeys([*distinct, *first])] + [
         tuple(first[:n]) for n in range(2, len(first) + 1)

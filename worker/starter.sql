@@ -1,8 +1,9 @@
 -- name: read_columns
--- Which columns do the materialized views have, which of them can be in a key, and in which are all values different, as far as
--- ANALYZE could tell?
+-- Which columns do the materialized views have, which of them can be in a key (a measure is none), and in which are all
+-- values different, as far as ANALYZE could tell?
 SELECT c.oid AS view, a.attname::text AS name,
-       t.typcategory IN ('N', 'S', 'D', 'B', 'E') OR t.typname = 'uuid' AS comparable,
+       (t.typcategory IN ('N', 'S', 'D', 'B', 'E') OR t.typname = 'uuid')
+       AND t.typname NOT IN ('float4', 'float8', 'numeric', 'money') AS comparable,
        coalesce(s.n_distinct = -1 AND s.null_frac = 0, false) AS distinct
   FROM pg_catalog.pg_class AS c
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace

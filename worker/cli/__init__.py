@@ -1,10 +1,11 @@
 """The `upkeep` command: what an operator types, and how it ends.
 
-Exit codes: 0 fine; 1 what was asked for failed, or errors were found; 2 the command line or the configuration is wrong;
-130 after Ctrl-C, 141 when the reader of our output went away. An error is told in two lines, never as a traceback.
+Exit codes: 0 fine; 1 what was asked for failed, or errors were found; 2 the command line or the
+configuration is wrong; 130 after Ctrl-C, 141 when the reader of our output went away. An error is told in two
+lines, never as a traceback.
 
-Here and in the modules that declare the commands nothing heavy is imported: `upkeep --help` answers at once, and each
-command imports what it needs when it runs.
+Here and in the modules that declare the commands nothing heavy is imported: `upkeep --help` answers at
+once, and each command imports what it needs when it runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`upkeep check`: everything that is wrong with the configuration, alone and against the databases, at once."""
+"""`upkeep check`: all that is wrong with the configuration, alone and against the databases, at once."""
 
 from __future__ import annotations
 
@@ -107,8 +107,10 @@ def _judge_view(
         reasons = " and ".join(reason for reason, _ in obstacles)
         yield (
             Level.WARNING,
-            f"it cannot be refreshed concurrently ({reasons}): it is refreshed only if that takes less than 200 ms",
-            " ".join(remedy for _, remedy in obstacles) + " Or set allow_blocking = true",
+            f"it cannot be refreshed concurrently ({reasons}): it is refreshed only if that takes less "
+            "than 200 ms",
+            " ".join(remedy for _, remedy in obstacles)
+            + " Or allow it to block its readers: allow_blocking = true",
         )
     for above in sorted(catalogue.reads.get(view.name, ())):
         upper = database.views.get(above)
@@ -123,7 +125,8 @@ def _judge_view(
         if slow.name != fast.name and slow.shortest_interval > fast.shortest_interval:
             yield (
                 Level.INFO,
-                f"it is in {fast.name}, but reads {above}, which is in {slow.name}: what comes from there is as of the "
+                f"it is in {fast.name}, but reads {above}, which is in {slow.name}: what comes from there "
+                "is as of the "
                 f"latest slot of {slow.name}",
                 f"Put {above} into {fast.name} if that is too old",
             )
@@ -157,11 +160,13 @@ def _show(report: Report, found: list[Judged], *, offline: bool, as_json: bool) 
     if rows:
         out.print(output.listing(rows))
         out.print()
-    summary = f"{output.count(levels.count(Level.ERROR), 'error')}, {output.count(levels.count(Level.WARNING), 'warning')}"
+    errors, warnings = levels.count(Level.ERROR), levels.count(Level.WARNING)
+    summary = f"{output.count(errors, 'error')}, {output.count(warnings, 'warning')}"
     if kept is not None:
         views = sum(len(database.views) for database in kept.databases.values())
         where = f"{kept.path}: " if kept.path else ""
-        summary = f"{where}{output.count(len(kept.databases), 'database')}, {output.count(views, 'view')}; {summary}"
+        kept_shown = f"{output.count(len(kept.databases), 'database')}, {output.count(views, 'view')}"
+        summary = f"{where}{kept_shown}; {summary}"
     elif not offline:
         summary += "; the databases were not looked at, because the configuration has errors"
     out.print(summary)

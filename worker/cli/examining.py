@@ -32,7 +32,7 @@ from fleet.settings import Database, Settings
 from tasks.refresh.view import missing
 from worker import doctor as judging
 from worker.cli import options, output
-from worker.doctor import Facts, Finding, Level, Skew
+from worker.doctor import About, Facts, Finding, Level, Skew
 
 _sql = load("worker", "doctor.sql")
 
@@ -79,7 +79,7 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
             return findings  # what a pooler answers about the server is not worth reading
         connection.execute("SET default_transaction_read_only = on")
         findings += _asked(
-            name, "clock", lambda: [judging.judge_clock(name, "clock", _skew(lambda: _clock(connection)))]
+            name, "clock", lambda: [judging.judge_clock(name, _skew(lambda: _clock(connection)))]
         )
         findings += _asked(name, "server", lambda: _server(name, read_server(connection)))
         findings += _asked(name, "server", lambda: _standing(name, connection, settings))
@@ -113,7 +113,7 @@ def examine_redis(url: str) -> Iterator[Finding]:
             )
             return
     yield from judging.judge_redis(info)
-    yield judging.judge_clock(None, "clock", skew)
+    yield judging.judge_clock(None, skew)
 
 
 def _asked(database: str, object_: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -168,7 +168,7 @@ def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
     for name, declared in sorted(database.views.items()):
         if name not in found:
             error = missing(connection, name, found)
-            yield judging.judge_missing(database.name, name, error.message, error.remedy)
+            yield About(database.name, str(name)).error(error.message, error.remedy)
             continue
         view = found[name]
         yield from judging.judge_view(
@@ -206,7 +206,7 @@ def _show(findings: list[Finding], databases: list[str], *, everything: bool) ->
 
 
 def _pooler(connection: psycopg.Connection[Any], conninfo: str) -> str | None:
-    """Why backend ids or an answer show a pooler. A second session inside a transaction keeps its backend to itself."""
+    """Why backend ids show a pooler; a second session inside a transaction keeps its backend to itself."""
     mine = [_pid(connection)]
     with connect(conninfo, application_name="upkeep/doctor", autocommit=False) as another:
         other = _pid(another)

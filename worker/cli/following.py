@@ -1,4 +1,4 @@
-"""Follows a request in the ledger until it has ended: the message may be lost or doubled, the row says what became of it."""
+"""Follows a request in the ledger until it has ended: a message may be lost or doubled, the row may not."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ class Watch:
 
         Raises:
             TransientError: the ledger cannot be read at the moment.
+
         """
         try:
             run = self._find()
@@ -167,7 +168,8 @@ def follow(watch: Watch, queue: str, *, timeout_s: float | None) -> Outcome:
             if snapshot.run is None and not said_alone and waited >= PATIENCE_S:
                 said_alone = True
                 display.say(
-                    f"no worker has picked it up yet (queue {queue}; is one running? celery -A worker.app worker -Q {queue})"
+                    f"no worker has picked it up yet (queue {queue}; is one running? celery -A worker.app "
+                    f"worker -Q {queue})"
                 )
             left = POLL_S if timeout_s is None else min(POLL_S, max(timeout_s - waited, 0.01))
             time.sleep(left)

@@ -1,7 +1,8 @@
-"""`upkeep status`: how fresh every view is, what is under way, and what went wrong with what to do about it."""
+"""`upkeep status`: how fresh every view is, what is under way, what went wrong and what to do about it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -109,7 +110,7 @@ def read(database: Database) -> DatabaseStatus:
 
 
 def late(tier: Tier, last_updated: datetime, now: datetime) -> bool:
-    """Whether a whole interval went by without a refresh: a view in the middle of its own slot is not late yet."""
+    """Whether a whole interval went by without a refresh: in the middle of its own slot no view is late."""
     latest = latest_slot(tier.cron, tier.timezone, now)
     return last_updated < latest_slot(tier.cron, tier.timezone, latest - timedelta(seconds=1))
 
@@ -143,7 +144,7 @@ def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
             yield (
                 "info",
                 f"{each.view}: never refreshed by Upkeep",
-                f"upkeep run upkeep.refresh.view database={found.name} view={each.view}",
+                f"upkeep run upkeep.refresh.view database={found.name} {shlex.quote(f'view={each.view}')}",
             )
 
 
@@ -190,7 +191,8 @@ def _show(found: DatabaseStatus) -> None:
     for row in found.open_runs:
         oldest = output.span(found.clock - row["oldest"])
         out.print(
-            f"{output.count(row['runs'], 'run')} {row['state']} in the queue {row['queue']}, the oldest for {oldest}"
+            f"{output.count(row['runs'], 'run')} {row['state']} in the queue {row['queue']}, the oldest "
+            f"for {oldest}"
         )
     said = list(problems(found))
     if said:
@@ -201,7 +203,9 @@ def _show(found: DatabaseStatus) -> None:
 
 def _table(found: DatabaseStatus, *, narrow: bool) -> Table:
     took = () if narrow else ("took",)
-    table = output.table("view", "fresh\nas of", "age", "last run", *took, "rows", right=("age", "took", "rows"))
+    table = output.table(
+        "view", "fresh\nas of", "age", "last run", *took, "rows", right=("age", "took", "rows")
+    )
     for (tier_name, tier), views in groupby(found.views, key=lambda each: (each.tier_name, each.tier)):
         line = Text(tier_name, style="bold")
         if tier is not None:

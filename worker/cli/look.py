@@ -14,7 +14,7 @@ PANEL = "Look"
 
 
 class RunState(StrEnum):
-    """fleet.ledger.State once more, because importing the ledger takes longer than --help may; a test compares them."""
+    """fleet.ledger.State once more: the ledger's import takes longer than --help may. A test compares them."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -35,7 +35,8 @@ $ upkeep status --json | jq -r '.databases\\[].views\\[] | select(.age_s > 3600)
 def status(database: DatabaseOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> int:
     """Show how fresh every view is, its last run and its next slot.
 
-    And what is queued or running, and what went wrong with its remedy. Exit code 1 if a database cannot be read.
+    And what is queued or running, and what went wrong, with its remedy. Exit code 1 if a database cannot be
+    read.
     """
     from worker.cli import freshness  # noqa: PLC0415
 
@@ -49,7 +50,7 @@ $ upkeep history --view public.mv_portfolio --limit 5
 $ upkeep history --state failed
 $ upkeep history --run 4711""",
 )
-def history(
+def history(  # noqa: PLR0917 - Typer fills them by name
     run: Annotated[
         int | None,
         typer.Option("--run", "-r", metavar="ID", min=1, help="Show this run in full.", show_default=False),

@@ -1,13 +1,16 @@
-"""`upkeep migrate`: the schema upkeep in every database, one after the other; a database that fails stops no other."""
+"""`upkeep migrate`: the schema upkeep in one database after the other; one that fails stops no other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from fleet import logs
 from fleet.errors import UpkeepError
 from fleet.postgres import migrations
+from fleet.postgres.failures import explain
 from fleet.settings import Database
 from worker.cli import options, output
 
@@ -29,6 +32,8 @@ def _status(database: Database) -> dict[str, Any]:
         found = migrations.current(database.url.get_secret_value())
     except UpkeepError as exc:
         return _failed(database, exc)
+    except psycopg.Error as exc:
+        return _failed(database, explain(exc, doing="Reading the schema upkeep"))
     return {"database": database.name, "before": found, "after": found, "applied": []}
 
 
@@ -37,6 +42,8 @@ def _migrate(database: Database) -> dict[str, Any]:
         done = migrations.migrate(database.url.get_secret_value())
     except UpkeepError as exc:
         return _failed(database, exc)
+    except psycopg.Error as exc:
+        return _failed(database, explain(exc, doing="Migrating the schema upkeep"))
     return {
         "database": database.name,
         "before": done.before,

@@ -22,7 +22,8 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="PATH",
-        help="The configuration to use. [dim]Default: $UPKEEP_CONFIG, ./upkeep.toml, ~/.config/upkeep/upkeep.toml, /etc/upkeep/upkeep.toml[/dim]",
+        help="The configuration to use. [dim]Default: $UPKEEP_CONFIG, ./upkeep.toml, "
+        "~/.config/upkeep/upkeep.toml, /etc/upkeep/upkeep.toml[/dim]",
         show_default=False,
     ),
 ]
@@ -48,7 +49,7 @@ class UsageMistakeError(UpkeepError):
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Inside, a name that is not known is a mistake on the command line, not a failure of what was asked for."""
+    """Inside, an unknown name is a mistake on the command line, not a failure of what was asked for."""
     from fleet.errors import PermanentError  # noqa: PLC0415 - beside the class that it becomes
 
     try:
@@ -82,6 +83,7 @@ def connection(
 
     Raises:
         UpkeepError: the server cannot be reached or refuses a statement; it says what we were doing.
+
     """
     import psycopg  # noqa: PLC0415
 

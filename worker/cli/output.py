@@ -1,7 +1,7 @@
 """What the command line prints: tables for people, one JSON document for programs, errors in two lines.
 
-Tables read the same on a terminal and in a pipe: no colour codes there, 100 columns wide, nothing cut off. Whatever
-comes from a database is printed as it is: square brackets are no markup.
+Tables read the same on a terminal and in a pipe: no colour codes there, 100 columns wide, nothing cut off.
+Whatever comes from a database is printed as it is: square brackets are no markup.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def problem(found: Any) -> dict[str, str]:
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """A table without a frame; long words are folded, never cut."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
     right = set(right)
     for column in columns:
         made.add_column(column, overflow="fold", justify="right" if column in right else "left")

@@ -1,4 +1,4 @@
-"""`upkeep plan refresh`: what would be refreshed, in which order, how and why, from a session that cannot write."""
+"""`upkeep plan refresh`: what would be refreshed, in which order, how and why; its session cannot write."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def plan_refresh(
 def _wanted(
     databases: list[Database], *, tier: str | None, view: str | None
 ) -> list[tuple[Database, list[RelationName]]]:
-    """Which views of which databases; a name that no database knows is a mistake, one that some know is not."""
+    """Which views of which databases; only a name that no database knows is a mistake."""
     if view is not None:
         options.parse_view(view)
     found, unknown = [], None
@@ -148,17 +148,19 @@ def _show(plans: list[Plan]) -> None:
             for position, line in enumerate(made.lines, 1):
                 how, _, because = (line.how or "").partition(" (")
                 reasons = [line.reason, because.removesuffix(")")] if line.action != "refuse" else []
-                view = Text.assemble(str(line.view), *((f"\n  {reason}", "dim") for reason in reasons if reason))
+                view = Text.assemble(
+                    str(line.view), *((f"\n  {reason}", "dim") for reason in reasons if reason)
+                )
                 table.add_row(str(position), view, line.tier, output.styled(line.action), how)
             out.print(table)
-            notes = [("error", error.message, error.remedy) for error in made.absent]
-            notes += [
+            said = [("error", error.message, error.remedy) for error in made.absent]
+            said += [
                 ("error", line.reason, line.remedy or "") for line in made.lines if line.action == "refuse"
             ]
-            notes += [("warning", f"{line.view} {line.warning}", "") for line in made.lines if line.warning]
-            if notes:
+            said += [("warning", f"{line.view} {line.warning}", "") for line in made.lines if line.warning]
+            if said:
                 out.print()
-                out.print(output.listing(notes))
+                out.print(output.listing(said))
             doing = sum(line.action == "refresh" for line in made.lines)
             out.print()
             out.print(f"{output.count(len(made.lines), 'view')}: {doing} to refresh. Nothing was changed.")

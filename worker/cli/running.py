@@ -1,4 +1,4 @@
-"""`upkeep run`: checks a request for the fleet here, sends it through Redis, and with `--wait` follows it in the ledger."""
+"""`upkeep run`: checks a request for the fleet, sends it through Redis, and with `--wait` follows it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def run(
         _send(producer, settings, request)
         _show_sent(request, as_json=as_json)
         return 0
-    # Before anything is sent: a ledger that cannot be read would leave us waiting for an answer that never comes.
+    # Before anything is sent: a ledger that cannot be read would leave us waiting for an answer that never
+    # comes.
     with following.Watch(settings, request.database, request.task_id, producer) as watch:
         _send(producer, settings, request)
         if not as_json:
@@ -80,6 +81,7 @@ def prepare(settings: Settings, task: str, words: Sequence[str]) -> Request:
 
     Raises:
         UsageMistakeError: no such task, argument, database, view or tier, or a value that is none.
+
     """
     known = {name: found for name, found in app.tasks.items() if isinstance(found, LedgeredTask)}
     if task not in known:

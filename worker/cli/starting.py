@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from fleet.errors import ConfigurationError, UpkeepError
+from fleet.errors import ConfigurationError, TransientError, UpkeepError
 from fleet.postgres.connect import connect
 from fleet.postgres.failures import explain
 from fleet.settings import urls
@@ -48,7 +48,11 @@ def init(url: str, *, name: str | None, probe: bool, output_file: Path | None, a
 
 
 def _describe(url: str, parameters: dict[str, str], *, name: str | None, probe: bool) -> Described:
-    with connect(url, application_name="upkeep/init") as connection:
+    try:
+        connection = connect(url, application_name="upkeep/init")
+    except TransientError as exc:
+        raise UpkeepError(exc.message, remedy="Is the server up and reachable from here?") from exc
+    with connection:
         try:
             connection.execute("SET default_transaction_read_only = on")
             views = starter.gather(connection, probe=probe)
@@ -61,9 +65,11 @@ def _describe(url: str, parameters: dict[str, str], *, name: str | None, probe: 
             name=own,
             database_name=info.dbname,
             role=role,
+            version_num=info.server_version,
             where=f"{info.host or 'the local socket'}:{info.port}/{info.dbname}",
             url_env=starter.names(own)[1],
-            # With what libpq filled in from the environment, so that the fleet finds the same database from anywhere.
+            # With what libpq filled in from the environment, so that the fleet finds the same database from
+            # anywhere.
             export=starter.without_secrets(
                 {"user": info.user, "dbname": info.dbname, **parameters}, mark=True
             ),

@@ -29,7 +29,7 @@ class AskedAs(StrEnum):
 $ upkeep plan refresh --as tick                  [dim]# what the tiers would do now[/dim]
 $ upkeep plan refresh --view public.mv_features  [dim]# what "refresh now" would do[/dim]""",
 )
-def plan_refresh(
+def plan_refresh(  # noqa: PLR0917 - Typer fills them by name
     database: DatabaseOption = None,
     tier: Annotated[
         str | None,
@@ -86,7 +86,7 @@ Each takes database=name; it may be left out where there is only one.
 $ upkeep run upkeep.refresh.view view=public.mv_portfolio --wait
 $ upkeep run upkeep.refresh.all database=lending --wait --timeout 600""",
 )
-def run(
+def run(  # noqa: PLR0917 - Typer fills them by name
     task: Annotated[
         str, typer.Argument(metavar="TASK", help="The task's name, as below.", show_default=False)
     ],
@@ -109,7 +109,8 @@ def run(
             "--timeout",
             metavar="SECONDS",
             min=0,
-            help="Stop waiting after this long, with exit code 1; the run goes on. [dim]Default: wait for as long as it takes[/dim]",
+            help="Stop waiting after this long, with exit code 1; the run goes on. [dim]Default: wait "
+            "for as long as it takes[/dim]",
             show_default=False,
         ),
     ] = None,

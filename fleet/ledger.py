@@ -1,7 +1,7 @@
 """The ledger, which is the queue: every piece of work is a row here before it is a message.
 
-A run's lock (an advisory lock on the working connection) says who works on it; its row says what became of it. Both
-survive what Redis forgets, and the lock is freed by the server when the worker dies.
+A run's lock (an advisory lock on the working connection) says who works on it; its row says what became of
+it. Both survive what Redis forgets, and the lock is freed by the server when the worker dies.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def insert(connection: psycopg.Connection[Any], new: NewRun) -> tuple[int, bool]
             request_id=new.request_id,
             parent_id=new.parent_id,
         )
-        # No row: the conflicting one was committed after our snapshot, or just left the queued state. Look again.
+        # No row: the conflicting one was committed after our snapshot, or just left the queued state. Look
+        # again.
         if row is not None:
             return int(row["id"]), bool(row["created"])
 
@@ -159,9 +160,9 @@ def claim(
 ) -> Iterator[Run | None]:
     """Take a run over for the length of the block, or yield None where there is nothing to do.
 
-    The run's lock not free: somebody works on it. Final, not due yet, or another task's: nothing to do. Otherwise it is ours, whatever
-    its row said before. The claim itself is committed without waiting for the disk: if it is lost, so is the worker's
-    lock, and the run is found again.
+    The run's lock not free: somebody works on it. Final, not due yet, or another task's: nothing to do.
+    Otherwise it is ours, whatever its row said before. The claim itself is committed without waiting for the
+    disk: if it is lost, so is the worker's lock, and the run is found again.
     """
     key = locks.run_key(run_id)
     if not locks.try_acquire(connection, key):
@@ -191,7 +192,9 @@ def children(connection: psycopg.Connection[Any], run_id: int) -> list[Run]:
     return _runs(connection, "children", id=run_id)
 
 
-def open_run_for(connection: psycopg.Connection[Any], *, task: str, target: str, as_of: datetime) -> int | None:
+def open_run_for(
+    connection: psycopg.Connection[Any], *, task: str, target: str, as_of: datetime
+) -> int | None:
     """An open run that will bring a target up to `as_of` anyway: no need for another one."""
     row = _one(connection, "open_run_for", task=task, target=target, as_of=as_of)
     return None if row is None else int(row["id"])

@@ -1,4 +1,4 @@
-"""Names of relations as people write them, parsed by SQL's rules so that no fragment of SQL can hide in one."""
+"""Names of relations as people write them, parsed by SQL's rules: no fragment of SQL can hide in one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class RelationName:
         if position != len(text) or len(parts) != 2:
             raise PermanentError(
                 f"{_shown(text)} is not a schema-qualified name",
-                remedy='Write it as schema.view, with double quotes around a part that has capitals, spaces or quotes: public."My View"',
+                remedy="Write it as schema.view, with double quotes around a part that has capitals, "
+                'spaces or quotes: public."My View"',
             )
         for part in parts:
             if len(part.encode()) > MAX_IDENTIFIER_BYTES:

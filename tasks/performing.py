@@ -72,8 +72,9 @@ def perform(
     """Do the work of a claimed run and write down what came of it.
 
     `work` may end the run itself, in the transaction of its effect; ending it again here changes nothing.
-    Transient errors make the run wait for its next attempt (`retries` are the pauses between attempts, jittered),
-    permanent ones and the last attempt fail it. A broken connection is raised: somebody with another one must write.
+    Transient errors make the run wait for its next attempt (`retries` are the pauses between attempts,
+    jittered), permanent ones and the last attempt fail it. A broken connection is raised: somebody with
+    another one must write.
     """
     try:
         outcome = work()

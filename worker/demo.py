@@ -1,6 +1,7 @@
 """The demo: a sample system on embedded servers, kept fresh by a real fleet while an application keeps writing to it.
 
-Real processes, as they would run anywhere: a worker, the scheduler, Flower. They end with this one, however it ends.
+Real processes, as they would run anywhere: a worker, the scheduler, Flower. They end with this one, however
+it ends.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ class Writer(threading.Thread):
         """Write a burst, pause, again."""
         rng = random.Random(7)  # noqa: S311 - sample data
         try:
-            with psycopg.connect(self._url, autocommit=True, application_name="the application") as connection:
+            with psycopg.connect(
+                self._url, autocommit=True, application_name="the application"
+            ) as connection:
                 while not self._stopped.wait(WRITE_PAUSE_S):
                     self._example.write(connection, rng)
                     self.bursts += 1
@@ -145,7 +148,11 @@ class Writer(threading.Thread):
 
 
 def run(
-    *, example: str = "lending", scale: float | None = None, duration: float | None = None, interactive: bool | None = None
+    *,
+    example: str = "lending",
+    scale: float | None = None,
+    duration: float | None = None,
+    interactive: bool | None = None,
 ) -> int:
     """Run the demo until Ctrl-C, or for `duration` seconds; returns the exit code.
 
@@ -157,14 +164,31 @@ def run(
     chosen: Example = importlib.import_module(f"examples.{example}")  # type: ignore[assignment]
     with _interruptible() as stopped, _folder() as folder:
         try:
-            return _run(console, chosen, example, folder, scale=scale or DEFAULT_SCALE, duration=duration, live=live, stopped=stopped)
+            return _run(
+                console,
+                chosen,
+                example,
+                folder,
+                scale=scale or DEFAULT_SCALE,
+                duration=duration,
+                live=live,
+                stopped=stopped,
+            )
         except UpkeepError as exc:
             console.print(f"[bold red]error:[/] {exc}")
             return 1
 
 
 def _run(
-    console: Console, example: Example, name: str, folder: Path, *, scale: float, duration: float | None, live: bool, stopped: threading.Event
+    console: Console,
+    example: Example,
+    name: str,
+    folder: Path,
+    *,
+    scale: float,
+    duration: float | None,
+    live: bool,
+    stopped: threading.Event,
 ) -> int:
     began = time.monotonic()
 
@@ -191,7 +215,14 @@ def _run(
         writer = Writer(example, owner_url)
         try:
             say("starting a worker, the scheduler and Flower …")
-            fleet.start("worker", "worker", "--queues", "refresh,refresh.slow,maintenance,archive,watch", "--hostname", f"demo@{name}")
+            fleet.start(
+                "worker",
+                "worker",
+                "--queues",
+                "refresh,refresh.slow,maintenance,archive,watch",
+                "--hostname",
+                f"demo@{name}",
+            )
             fleet.start("beat", "beat", "--schedule", str(folder / "beat"), "--pidfile=")
             fleet.start("flower", "flower", "--address=127.0.0.1", f"--port={flower_port}")
             _wait_for_worker(fleet, environment, stopped)
@@ -207,7 +238,17 @@ def _run(
                     "" if duration else "Ctrl-C stops everything",
                 ],
             )
-            code = _watch(console, board, fleet, writer, database, fleet_url, duration=duration, live=live, stopped=stopped)
+            code = _watch(
+                console,
+                board,
+                fleet,
+                writer,
+                database,
+                fleet_url,
+                duration=duration,
+                live=live,
+                stopped=stopped,
+            )
         finally:
             say("stopping …")
             writer.stop()
@@ -234,11 +275,18 @@ def _watch(
     began = time.monotonic()
     rows: list[Row] = []
     reported = 0.0
-    with psycopg.connect(url, autocommit=True, application_name="upkeep/demo") as connection, board.shown(console, live=live) as draw:
+    with (
+        psycopg.connect(url, autocommit=True, application_name="upkeep/demo") as connection,
+        board.shown(console, live=live) as draw,
+    ):
         while True:
             rows = read_rows(connection, database)
             elapsed = time.monotonic() - began
-            caption = f"{elapsed:.0f} s" + (f" of {duration:.0f} s" if duration else "") + f", {writer.bursts} bursts of writes"
+            caption = (
+                f"{elapsed:.0f} s"
+                + (f" of {duration:.0f} s" if duration else "")
+                + f", {writer.bursts} bursts of writes"
+            )
             if live or elapsed - reported >= REPORT_S or reported == 0.0:
                 draw(rows, caption)
                 reported = elapsed or 0.001
@@ -254,7 +302,9 @@ def _watch(
     return _verdict(console, rows, fleet, writer, dead, interrupted=stopped.is_set() and duration is None)
 
 
-def _verdict(console: Console, rows: list[Row], fleet: Fleet, writer: Writer, dead: str | None, *, interrupted: bool) -> int:
+def _verdict(
+    console: Console, rows: list[Row], fleet: Fleet, writer: Writer, dead: str | None, *, interrupted: bool
+) -> int:
     problems = [f"{row.view}: {row.problem}" for row in rows if row.problem]
     if not interrupted:
         problems += [f"{row.view} was never refreshed" for row in rows if not row.succeeded]
@@ -265,7 +315,9 @@ def _verdict(console: Console, rows: list[Row], fleet: Fleet, writer: Writer, de
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
     if not problems and not interrupted:
-        console.print(f"[bold green]ok:[/] {len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes")
+        console.print(
+            f"[bold green]ok:[/] {len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes"
+        )
     return 1 if problems else 0
 
 
@@ -274,10 +326,18 @@ def _prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: flo
     passwords = {role: secrets.token_urlsafe(16) for role in (OWNER, ROLE)}
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
         for role, password in passwords.items():
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password)))
-        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(OWNER)))
+            connection.execute(
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                    sql.Identifier(role), sql.Literal(password)
+                )
+            )
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(OWNER))
+        )
         connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(OWNER), sql.Identifier(ROLE)))
-        connection.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(name), sql.Identifier(ROLE)))
+        connection.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(name), sql.Identifier(ROLE))
+        )
     owner, fleet = (postgres.url(name, role, password) for role, password in passwords.items())
     with psycopg.connect(owner) as connection:
         example.install(connection, scale=scale)
@@ -296,7 +356,9 @@ def _wait_for_worker(fleet: Fleet, environment: Mapping[str, str], stopped: thre
             if app.control.ping(timeout=0.5):
                 return
             if time.monotonic() >= deadline:
-                raise UpkeepError(f"No worker answered in {WORKER_START_S:.0f} s; its log ends with\n{fleet.tail('worker')}")
+                raise UpkeepError(
+                    f"No worker answered in {WORKER_START_S:.0f} s; its log ends with\n{fleet.tail('worker')}"
+                )
 
 
 def _ask_for_everything(environment: Mapping[str, str], name: str) -> None:

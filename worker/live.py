@@ -103,9 +103,23 @@ class Board:
     def _table(self, rows: list[Row], caption: str) -> Table:
         # A schema that all views share would only make the names wrap.
         schemas = {RelationName.parse(row.view).schema for row in rows}
-        table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=self.title,
+            caption=caption,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         table.add_column(f"view in {schemas.copy().pop()}" if len(schemas) == 1 else "view", overflow="fold")
-        for heading, right in (("tier", False), ("age", True), ("last run", False), ("took", True), ("rows changed", True), ("next slot", False)):
+        for heading, right in (
+            ("tier", False),
+            ("age", True),
+            ("last run", False),
+            ("took", True),
+            ("rows changed", True),
+            ("next slot", False),
+        ):
             table.add_column(heading, justify="right" if right else "left", no_wrap=True)
         for row in rows:
             state = State(row.run.state) if row.run else None

@@ -1,6 +1,7 @@
 """Tells errors that may go away by themselves from errors that somebody has to mend, and says how to mend them.
 
-By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message: messages are translated.
+By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message: messages are
+translated.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def is_transient(exc: psycopg.Error) -> bool:
     return code in _TRANSIENT_CODES or code.startswith(_TRANSIENT_CLASSES)
 
 
-# What libpq passes on of a refusal at start-up, in the server's untranslated wording (lc_messages = C) and libpq's own.
+# What libpq passes on of a refusal at start-up, in the server's untranslated wording (lc_messages = C) and
+# libpq's own.
 _REFUSALS = (
     "password authentication failed",
     "no password supplied",

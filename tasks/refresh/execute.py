@@ -1,7 +1,8 @@
 """Refreshes one view: upstream first, one at a time per relation, skipped where nothing changed, recorded with its effect.
 
-The order of the steps is what makes it safe: the relation's advisory lock before the statement (a refresh's snapshot is taken
-before it waits for its lock), the clock and the sources' counters before the refresh, the state and the ledger in its transaction.
+The order of the steps is what makes it safe: the relation's advisory lock before the statement (a refresh's
+snapshot is taken before it waits for its lock), the clock and the sources' counters before the refresh, the
+state and the ledger in its transaction.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ BUSY_POLL_S = 0.05
 HAND_BACK = timedelta(seconds=2)
 # Tries within one attempt when only the lock was not free: jittered, a few seconds in all.
 LOCK_TRIES = 5
-# A refresh is maintenance: it gets the server's maintenance_work_mem, but not the gigabytes that are meant for one index build
-# at a time; a plan may use it several times over.
+# A refresh is maintenance: it gets the server's maintenance_work_mem, but not the gigabytes that are meant
+# for one index build at a time; a plan may use it several times over.
 MOST_WORK_MEM = "256MB"
 # pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
 FORCE_FLUSH_SINCE = 150000
@@ -62,8 +63,10 @@ class Refresher:
         """Bring a view up to the run's as_of, its upstream views first.
 
         Raises:
-            PermanentError: not managed, missing, not a materialized view, not ours to refresh, only refreshable by blocking.
-            psycopg.Error: as the server said it; the caller tells transient from permanent.
+            PermanentError: not managed, missing, not a materialized view, not ours to refresh, only
+            refreshable by blocking. psycopg.Error: as the server said it; the caller tells transient from
+            permanent.
+
         """
         subjects = views.look(self.connection, self.database, name)
         demand = Demand.of(run.entry)
@@ -98,7 +101,9 @@ class Refresher:
                 elif state not in {State.SUCCEEDED, State.SKIPPED}:
                     stale.append(str(need.view))
             if still and time.monotonic() >= deadline:
-                return Wait(reason=f"waiting for {still[0].view}", wait=HAND_BACK, waits_for=str(still[0].view))
+                return Wait(
+                    reason=f"waiting for {still[0].view}", wait=HAND_BACK, waits_for=str(still[0].view)
+                )
             if still and len(still) == len(pending):
                 time.sleep(BUSY_POLL_S)
             pending = still
@@ -109,7 +114,9 @@ class Refresher:
         declared = self.database.views[need.view]
         run_id = None
         if need.entry == ledger.UPSTREAM:
-            run_id = ledger.open_run_for(self.connection, task=REFRESH_VIEW, target=str(need.view), as_of=need.as_of)
+            run_id = ledger.open_run_for(
+                self.connection, task=REFRESH_VIEW, target=str(need.view), as_of=need.as_of
+            )
         if run_id is None:
             new = NewRun(
                 task=REFRESH_VIEW,
@@ -127,26 +134,41 @@ class Refresher:
                 known = ledger.get(self.connection, run_id)
                 if known is None or known.final:
                     return State(known.state) if known else State.SKIPPED
-                # A waiting run with an error failed and is tried again later: the downstream view goes on without it.
+                # A waiting run with an error failed and is tried again later: the downstream view goes on
+                # without it.
                 return State.WAITING if known.state == State.WAITING and known.error else None
             if run.final:
                 return State(run.state)
             with structlog.contextvars.bound_contextvars(run_id=run.id, view=str(need.view)):
                 conclusion = perform(
-                    self.connection, run, lambda: self.refresh(run, need.view), retries=declared.retries,
-                    event="view.refresh", doing=f"Refreshing {need.view}",
+                    self.connection,
+                    run,
+                    lambda: self.refresh(run, need.view),
+                    retries=declared.retries,
+                    event="view.refresh",
+                    doing=f"Refreshing {need.view}",
                 )
         if conclusion.state is State.WAITING and conclusion.error is None:
             return None
         return conclusion.state
 
     def _refresh_one(
-        self, run: Run, seen: Subject, server: Server, *, as_of: datetime, demand: Demand, stale: tuple[str, ...], waited: bool
+        self,
+        run: Run,
+        seen: Subject,
+        server: Server,
+        *,
+        as_of: datetime,
+        demand: Demand,
+        stale: tuple[str, ...],
+        waited: bool,
     ) -> Outcome:
         name = seen.name
         with _held(self.connection, locks.relation_key(seen.found.oid)) as held:
             if held is Held.NOT:
-                return Wait(reason=f"{name} is being worked on by somebody else", wait=HAND_BACK, waits_for=str(name))
+                return Wait(
+                    reason=f"{name} is being worked on by somebody else", wait=HAND_BACK, waits_for=str(name)
+                )
             subject = self._look_again(seen) if held is Held.AT_ONCE and not waited else None
             if subject is None:
                 # While we waited somebody else may have refreshed, recreated or dropped it.
@@ -161,13 +183,20 @@ class Refresher:
             if why is None:
                 with self.connection.transaction():
                     views.record_verified(self.connection, name, server.clock)
-                    ledger.finish(self.connection, run.id, State.SKIPPED, reason="its sources have not changed")
+                    ledger.finish(
+                        self.connection, run.id, State.SKIPPED, reason="its sources have not changed"
+                    )
                 return Skip(reason="its sources have not changed")
             with self._place() as place:
                 if place is None:
                     limit = self.database.max_parallel_refreshes
-                    return Wait(reason=f"{limit} refreshes are running in {self.database.name} already", wait=HAND_BACK)
-                result = self._execute(run, subject, choose(subject), server=server, reason=why, reading=reading, stale=stale)
+                    return Wait(
+                        reason=f"{limit} refreshes are running in {self.database.name} already",
+                        wait=HAND_BACK,
+                    )
+                result = self._execute(
+                    run, subject, choose(subject), server=server, reason=why, reading=reading, stale=stale
+                )
         self._flush_counters(server)
         ledger.wake(self.connection, str(name))
         return Done(result=result)
@@ -178,16 +207,34 @@ class Refresher:
         return seen if (state or views.ViewState(view=str(seen.name))) == seen.state else None
 
     def _execute(
-        self, run: Run, subject: Subject, strategy: Strategy, *, server: Server, reason: str, reading: SourceReading, stale: tuple[str, ...]
+        self,
+        run: Run,
+        subject: Subject,
+        strategy: Strategy,
+        *,
+        server: Server,
+        reason: str,
+        reading: SourceReading,
+        stale: tuple[str, ...],
     ) -> Mapping[str, Any]:
         expected = subject.state.duration.total_seconds() if subject.state.duration else None
         ledger.show_progress(
-            self.connection, run.id, phase="refreshing", view=str(subject.name), strategy=strategy.how.value, reason=reason, expected_s=expected
+            self.connection,
+            run.id,
+            phase="refreshing",
+            view=str(subject.name),
+            strategy=strategy.how.value,
+            reason=reason,
+            expected_s=expected,
         )
         try:
-            for attempt in stamina.retry_context(on=errors.LockNotAvailable, attempts=LOCK_TRIES, timeout=None, wait_initial=0.1, wait_max=1.0):
+            for attempt in stamina.retry_context(
+                on=errors.LockNotAvailable, attempts=LOCK_TRIES, timeout=None, wait_initial=0.1, wait_max=1.0
+            ):
                 with attempt:
-                    return self._statement(run, subject, strategy, server=server, reason=reason, reading=reading, stale=stale)
+                    return self._statement(
+                        run, subject, strategy, server=server, reason=reason, reading=reading, stale=stale
+                    )
         except errors.QueryCanceled as exc:
             if strategy.how is not How.PLAIN_BOUNDED:
                 raise
@@ -196,12 +243,24 @@ class Refresher:
             if subject.found.unique_index is None:
                 raise error from exc
             # It could be refreshed concurrently after all; the prediction was wrong.
-            calm = replace(subject, state=replace(subject.state, plain_duration=PLAIN_LIMIT * 2, rows_changed=None))
-            return self._execute(run, calm, choose(calm), server=server, reason=reason, reading=reading, stale=stale)
+            calm = replace(
+                subject, state=replace(subject.state, plain_duration=PLAIN_LIMIT * 2, rows_changed=None)
+            )
+            return self._execute(
+                run, calm, choose(calm), server=server, reason=reason, reading=reading, stale=stale
+            )
         raise AssertionError("stamina returns or raises")  # pragma: no cover
 
     def _statement(
-        self, run: Run, subject: Subject, strategy: Strategy, *, server: Server, reason: str, reading: SourceReading, stale: tuple[str, ...]
+        self,
+        run: Run,
+        subject: Subject,
+        strategy: Strategy,
+        *,
+        server: Server,
+        reason: str,
+        reading: SourceReading,
+        stale: tuple[str, ...],
     ) -> Mapping[str, Any]:
         """One transaction: the refresh, what is known of the view afterwards, and the run's end."""
         connection, found = self.connection, subject.found
@@ -222,7 +281,8 @@ class Refresher:
             began = time.monotonic()
             connection.execute(
                 sql.SQL("REFRESH MATERIALIZED VIEW {}{}").format(
-                    sql.SQL("CONCURRENTLY ") if strategy.concurrently else sql.SQL(""), found.name.identifier()
+                    sql.SQL("CONCURRENTLY ") if strategy.concurrently else sql.SQL(""),
+                    found.name.identifier(),
                 )
             )
             duration = timedelta(seconds=time.monotonic() - began)
@@ -236,8 +296,17 @@ class Refresher:
                 "snapshot_at": snapshot_at.isoformat(),
             } | ({"upstream_stale": list(stale)} if stale else {})
             views.record_refresh(
-                connection, subject, server=server, snapshot_at=snapshot_at, run_id=run.id, strategy=strategy.how.value, duration=duration,
-                plain=plain, rows_changed=rows_changed, row_estimate=rows_changed if plain else found.row_estimate, reading=reading,
+                connection,
+                subject,
+                server=server,
+                snapshot_at=snapshot_at,
+                run_id=run.id,
+                strategy=strategy.how.value,
+                duration=duration,
+                plain=plain,
+                rows_changed=rows_changed,
+                row_estimate=rows_changed if plain else found.row_estimate,
+                reading=reading,
                 upstream_stale=stale,
             )
             ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
@@ -260,7 +329,8 @@ class Refresher:
                 locks.release(self.connection, held)
 
     def _flush_counters(self, server: Server) -> None:
-        # Without this the next reading of a downstream view could see our rows only a second later, and refresh once too often.
+        # Without this the next reading of a downstream view could see our rows only a second later, and
+        # refresh once too often.
         if server.version_num >= FORCE_FLUSH_SINCE:
             self.connection.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
 
@@ -289,7 +359,9 @@ class Held(Enum):
 def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[Held]:
     held = Held.AT_ONCE
     if not locks.try_acquire(connection, key):
-        held = Held.AFTER_WAITING if locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S) else Held.NOT
+        held = (
+            Held.AFTER_WAITING if locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S) else Held.NOT
+        )
     try:
         yield held
     finally:

@@ -21,7 +21,8 @@ from tasks.refresh.view import SourceReading, Subject
 class Demand(StrEnum):
     """Who wants the view fresh; it decides what counts as fresh enough.
 
-    A tick is satisfied by counters that say nothing has changed, an event or an operator only by a real refresh.
+    A tick is satisfied by counters that say nothing has changed, an event or an operator only by a real
+    refresh.
     """
 
     TICK = "tick"
@@ -73,11 +74,13 @@ def order(subjects: Mapping[RelationName, Subject]) -> list[RelationName]:
     return ordered
 
 
-def upstream_needs(subjects: Mapping[RelationName, Subject], target: RelationName, *, as_of: datetime, demand: Demand) -> list[Need]:
+def upstream_needs(
+    subjects: Mapping[RelationName, Subject], target: RelationName, *, as_of: datetime, demand: Demand
+) -> list[Need]:
     """What must be fresh before the target, in order.
 
-    For a tick each upstream view to the latest slot of its own tier, so that a five-minute view never drags a daily one
-    along; for an event or an operator all of them to as_of.
+    For a tick each upstream view to the latest slot of its own tier, so that a five-minute view never drags a
+    daily one along; for an event or an operator all of them to as_of.
     """
     above = _above(subjects, target)
     needs = []
@@ -101,7 +104,10 @@ def recorded(subject: Subject, server: Server) -> str | None:
         (state.definition_hash != found.definition_hash, "the definition changed"),
         (state.system_identifier != server.system_identifier, "another database cluster"),
         (state.timeline != server.timeline, "the server was promoted or recovered since"),
-        (any(t is not None and t > server.clock for t in (state.snapshot_at, state.verified_at)), "the recorded time is in the future"),
+        (
+            any(t is not None and t > server.clock for t in (state.snapshot_at, state.verified_at)),
+            "the recorded time is in the future",
+        ),
     )
     return next((reason for failed, reason in checks if failed), None)
 
@@ -176,7 +182,14 @@ def plan(
     for name in order(subjects):
         if name not in wanted:
             continue
-        line = _line(subjects[name], wanted[name], server=server, reading=readings[name], demand=demand, refreshed=refreshed)
+        line = _line(
+            subjects[name],
+            wanted[name],
+            server=server,
+            reading=readings[name],
+            demand=demand,
+            refreshed=refreshed,
+        )
         if line.action == "refresh":
             refreshed.add(name)
         lines.append(line)
@@ -184,17 +197,32 @@ def plan(
 
 
 def _line(
-    subject: Subject, as_of: datetime, *, server: Server, reading: SourceReading, demand: Demand, refreshed: set[RelationName]
+    subject: Subject,
+    as_of: datetime,
+    *,
+    server: Server,
+    reading: SourceReading,
+    demand: Demand,
+    refreshed: set[RelationName],
 ) -> Planned:
     warning = None
     if subject.unmanaged_upstream:
         warning = f"reads {', '.join(map(str, subject.unmanaged_upstream))}, which nothing here refreshes"
     after = tuple(n for n in subject.upstream if n in refreshed)
 
-    def line(action: str, reason: str, strategy: Strategy | None = None, remedy: str | None = None) -> Planned:
+    def line(
+        action: str, reason: str, strategy: Strategy | None = None, remedy: str | None = None
+    ) -> Planned:
         return Planned(
-            view=subject.name, tier=subject.declared.tier, as_of=as_of, action=action, reason=reason,
-            how=f"{strategy.how.value} ({strategy.reason})" if strategy else None, after=after, warning=warning, remedy=remedy,
+            view=subject.name,
+            tier=subject.declared.tier,
+            as_of=as_of,
+            action=action,
+            reason=reason,
+            how=f"{strategy.how.value} ({strategy.reason})" if strategy else None,
+            after=after,
+            warning=warning,
+            remedy=remedy,
         )
 
     if satisfied(subject, server, as_of=as_of, demand=demand):

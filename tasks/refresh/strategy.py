@@ -20,7 +20,8 @@ PLAIN_LIMIT = timedelta(milliseconds=200)
 PLAIN_LOCK_TIMEOUT = timedelta(milliseconds=50)
 # CONCURRENTLY excludes writers of the view only, never its readers; it may wait for a VACUUM of the view.
 CONCURRENT_LOCK_TIMEOUT = timedelta(seconds=5)
-# facts/refresh.md: over half of the rows changed, building anew beats diffing; plain takes 0.27 to 0.45 of CONCURRENTLY's time.
+# facts/refresh.md: over half of the rows changed, building anew beats diffing; plain takes 0.27 to 0.45 of
+# CONCURRENTLY's time.
 HIGH_CHURN = 0.5
 PLAIN_SHARE = 0.45
 # A prediction for choosing plain where concurrently would do as well must leave room for a bad day.
@@ -62,29 +63,66 @@ def choose(subject: Subject) -> Strategy:
     if not found.may_refresh:
         raise PermanentError(
             f"The role may not refresh {subject.name}, which belongs to {found.owner}",
-            remedy=f"GRANT {_quoted(found.owner)} TO <the fleet's role>, or from PostgreSQL 17 on GRANT MAINTAIN ON {subject.name}",
+            remedy=f"GRANT {_quoted(found.owner)} TO <the fleet's role>, "
+            f"or from PostgreSQL 17 on GRANT MAINTAIN ON {subject.name}",
         )
     if not found.populated:
-        return Strategy(how=How.POPULATE, reason="not populated: nobody can read it yet", lock_timeout=CONCURRENT_LOCK_TIMEOUT, statement_timeout=timeout)
+        return Strategy(
+            how=How.POPULATE,
+            reason="not populated: nobody can read it yet",
+            lock_timeout=CONCURRENT_LOCK_TIMEOUT,
+            statement_timeout=timeout,
+        )
     obstacle = in_the_way(subject)
     if obstacle is None:
         churn = _churn(subject)
-        predicted = state.plain_duration or (state.duration * PLAIN_SHARE if state.duration is not None else None)
+        predicted = state.plain_duration or (
+            state.duration * PLAIN_SHARE if state.duration is not None else None
+        )
         if churn is not None and churn > HIGH_CHURN:
             if view.allow_blocking:
-                return Strategy(how=How.PLAIN, reason=f"{churn:.0%} of its rows changed last time, and blocking is allowed", lock_timeout=CONCURRENT_LOCK_TIMEOUT, statement_timeout=timeout)
+                return Strategy(
+                    how=How.PLAIN,
+                    reason=f"{churn:.0%} of its rows changed last time, and blocking is allowed",
+                    lock_timeout=CONCURRENT_LOCK_TIMEOUT,
+                    statement_timeout=timeout,
+                )
             if predicted is not None and predicted <= PLAIN_LIMIT * PREDICTION_MARGIN:
-                return Strategy(how=How.PLAIN_BOUNDED, reason=f"{churn:.0%} of its rows changed last time; predicted {_ms(predicted)}", lock_timeout=PLAIN_LOCK_TIMEOUT, statement_timeout=PLAIN_LIMIT)
-        return Strategy(how=How.CONCURRENTLY, reason=f"unique index {found.unique_index}", lock_timeout=CONCURRENT_LOCK_TIMEOUT, statement_timeout=timeout)
+                return Strategy(
+                    how=How.PLAIN_BOUNDED,
+                    reason=f"{churn:.0%} of its rows changed last time; predicted {_ms(predicted)}",
+                    lock_timeout=PLAIN_LOCK_TIMEOUT,
+                    statement_timeout=PLAIN_LIMIT,
+                )
+        return Strategy(
+            how=How.CONCURRENTLY,
+            reason=f"unique index {found.unique_index}",
+            lock_timeout=CONCURRENT_LOCK_TIMEOUT,
+            statement_timeout=timeout,
+        )
     if view.allow_blocking:
-        return Strategy(how=How.PLAIN, reason=f"{obstacle.reason}, and blocking is allowed", lock_timeout=CONCURRENT_LOCK_TIMEOUT, statement_timeout=timeout)
-    if state.relation == found.oid and state.plain_duration is not None and state.plain_duration > PLAIN_LIMIT:
+        return Strategy(
+            how=How.PLAIN,
+            reason=f"{obstacle.reason}, and blocking is allowed",
+            lock_timeout=CONCURRENT_LOCK_TIMEOUT,
+            statement_timeout=timeout,
+        )
+    if (
+        state.relation == found.oid
+        and state.plain_duration is not None
+        and state.plain_duration > PLAIN_LIMIT
+    ):
         raise PermanentError(
             f"{subject.name} cannot be refreshed concurrently ({obstacle.reason}), and a plain refresh, which took {_ms(state.plain_duration)}, "
             f"would block its readers for more than {_ms(PLAIN_LIMIT)}",
             remedy=f"{obstacle.remedy}; or set allow_blocking = true for the view",
         )
-    return Strategy(how=How.PLAIN_BOUNDED, reason=f"{obstacle.reason}; cancelled after {_ms(PLAIN_LIMIT)}", lock_timeout=PLAIN_LOCK_TIMEOUT, statement_timeout=PLAIN_LIMIT)
+    return Strategy(
+        how=How.PLAIN_BOUNDED,
+        reason=f"{obstacle.reason}; cancelled after {_ms(PLAIN_LIMIT)}",
+        lock_timeout=PLAIN_LOCK_TIMEOUT,
+        statement_timeout=PLAIN_LIMIT,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +139,8 @@ def in_the_way(subject: Subject) -> Obstacle | None:
     if found.unique_index is None:
         return Obstacle(
             reason="no usable unique index",
-            remedy=f"CREATE UNIQUE INDEX ON {subject.name} (its key columns), without WHERE and without expressions",
+            remedy=f"CREATE UNIQUE INDEX ON {subject.name} (its key columns), "
+            "without WHERE and without expressions",
         )
     if not found.owner_has_temp:
         return Obstacle(
@@ -123,7 +162,12 @@ def too_slow(subject: Subject) -> PermanentError:
 
 def _churn(subject: Subject) -> float | None:
     state = subject.state
-    if state.relation != subject.found.oid or state.strategy != How.CONCURRENTLY or state.rows_changed is None or not state.row_estimate:
+    if (
+        state.relation != subject.found.oid
+        or state.strategy != How.CONCURRENTLY
+        or state.rows_changed is None
+        or not state.row_estimate
+    ):
         return None
     # CONCURRENTLY counts a changed row twice: once deleted, once inserted.
     return state.rows_changed / 2 / state.row_estimate

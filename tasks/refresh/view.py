@@ -28,7 +28,8 @@ _sql = load("tasks.refresh", "sql/state.sql")
 class ViewState:
     """One row of upkeep.view_state.
 
-    `snapshot_at` is a lower bound of what a real refresh saw, `verified_at` when counters said that nothing had changed.
+    `snapshot_at` is a lower bound of what a real refresh saw, `verified_at` when counters said that nothing
+    had changed.
     """
 
     view: str
@@ -109,11 +110,15 @@ class Subject:
         return tuple(s.oid for s in self.sources if s.kind.leaf)
 
 
-def look(connection: psycopg.Connection[Any], database: settings.Database, target: RelationName) -> dict[RelationName, Subject]:
+def look(
+    connection: psycopg.Connection[Any], database: settings.Database, target: RelationName
+) -> dict[RelationName, Subject]:
     """A view and every managed view that it is built on, directly or not.
 
     Raises:
-        PermanentError: the view is not declared, does not exist, or is something other than a materialized view.
+        PermanentError: the view is not declared, does not exist, or is something other than a materialized
+        view.
+
     """
     database.view(target)
     found = read_views(connection)
@@ -128,14 +133,24 @@ def look(connection: psycopg.Connection[Any], database: settings.Database, targe
         definitions = read_definitions(connection, asked)
         reads = upstream(sources, found)
         for oid in asked:
-            subject = _subject(database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states)
+            subject = _subject(
+                database,
+                found,
+                oid,
+                sources.get(oid, ()),
+                definitions[oid],
+                reads.get(oid, frozenset()),
+                states,
+            )
             subjects[subject.name] = subject
         above = {by_name[n].oid for oid in asked for n in subjects[found[oid].name].upstream}
         asked = sorted(above - {by_name[n].oid for n in subjects})
     return subjects
 
 
-def look_at_all(connection: psycopg.Connection[Any], database: settings.Database) -> tuple[dict[RelationName, Subject], dict[RelationName, PermanentError]]:
+def look_at_all(
+    connection: psycopg.Connection[Any], database: settings.Database
+) -> tuple[dict[RelationName, Subject], dict[RelationName, PermanentError]]:
     """Every managed view of a database, and what is wrong with those that cannot be found."""
     found = read_views(connection)
     by_name = {v.name: v for v in found.values()}
@@ -145,7 +160,9 @@ def look_at_all(connection: psycopg.Connection[Any], database: settings.Database
     definitions = read_definitions(connection, present)
     reads = upstream(sources, found)
     subjects = {
-        found[oid].name: _subject(database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states)
+        found[oid].name: _subject(
+            database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states
+        )
         for oid in present
     }
     absent = {n: missing(connection, n, by_name) for n in database.views if n not in by_name}
@@ -244,10 +261,20 @@ def _subject(
     )
 
 
-_KINDS = {"r": "a table", "v": "a plain view", "p": "a partitioned table", "f": "a foreign table", "i": "an index", "S": "a sequence", "c": "a type"}
+_KINDS = {
+    "r": "a table",
+    "v": "a plain view",
+    "p": "a partitioned table",
+    "f": "a foreign table",
+    "i": "an index",
+    "S": "a sequence",
+    "c": "a type",
+}
 
 
-def missing(connection: psycopg.Connection[Any], name: RelationName, found: Mapping[RelationName, MaterializedView]) -> PermanentError:
+def missing(
+    connection: psycopg.Connection[Any], name: RelationName, found: Mapping[RelationName, MaterializedView]
+) -> PermanentError:
     """Why a declared view is not among the materialized views, and what its name may have meant."""
     row = connection.execute(
         "SELECT c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
@@ -261,4 +288,6 @@ def missing(connection: psycopg.Connection[Any], name: RelationName, found: Mapp
         )
     like = [str(n) for n in found if n.name.lower() == name.name.lower()]
     hint = f"Did you mean {', '.join(sorted(like))}?" if like else "Create it, or take it out of upkeep.toml"
-    return PermanentError(f"The materialized view {name} does not exist", remedy=hint.rstrip("?") if not like else hint)
+    return PermanentError(
+        f"The materialized view {name} does not exist", remedy=hint.rstrip("?") if not like else hint
+    )

@@ -1,7 +1,8 @@
 """Installs and upgrades the schema `upkeep` in a kept database.
 
-Numbered .sql files under Alembic, one transaction each, never destructive, run under a session advisory lock: a killed
-migration leaves neither a half-applied file nor a lock behind, and running it again goes on where it stopped.
+Numbered .sql files under Alembic, one transaction each, never destructive, run under a session advisory lock:
+a killed migration leaves neither a half-applied file nor a lock behind, and running it again goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Migration:
 def execute_file(name: str) -> None:
     """Run one .sql file inside the current migration.
 
-    Straight on the driver's connection: the files hold several statements, casts and percent signs, which a statement with
-    parameters could not.
+    Straight on the driver's connection: the files hold several statements, casts and percent signs, which a
+    statement with parameters could not.
     """
     text = (resources.files(__package__) / "versions" / name).read_text(encoding="utf-8")
     connection: Any = op.get_bind().connection.driver_connection
@@ -151,12 +152,15 @@ def _create_schema(connection: psycopg.Connection[Any]) -> None:
         return
     try:
         connection.execute("CREATE SCHEMA upkeep")
-        connection.execute("COMMENT ON SCHEMA upkeep IS 'State of Upkeep, the fleet that keeps this database fresh'")
+        connection.execute(
+            "COMMENT ON SCHEMA upkeep IS 'State of Upkeep, the fleet that keeps this database fresh'"
+        )
         connection.commit()
     except errors.InsufficientPrivilege as exc:
         raise PermanentError(
             "The role may not create the schema upkeep",
-            remedy="As the database's owner: CREATE SCHEMA upkeep AUTHORIZATION <the role>; deploy/grants.sql has the whole list",
+            remedy="As the database's owner: CREATE SCHEMA upkeep AUTHORIZATION <the role>; "
+            "deploy/grants.sql has the whole list",
         ) from exc
 
 

@@ -17,7 +17,16 @@ SLOT = datetime(2026, 1, 1, 12, 5, tzinfo=UTC)
 
 def new(**changes: Any) -> NewRun:
     return NewRun(
-        **({"task": "upkeep.refresh.view", "target": "public.v", "entry": "five_minutes", "queue": "refresh", "max_attempts": 2} | changes)
+        **(
+            {
+                "task": "upkeep.refresh.view",
+                "target": "public.v",
+                "entry": "five_minutes",
+                "queue": "refresh",
+                "max_attempts": 2,
+            }
+            | changes
+        )
     )
 
 

@@ -20,13 +20,11 @@ from tasks.refresh.execute import REFRESH_VIEW, Refresher
 from tests.servers import Database
 
 SCHEMA = """
-CREATE TABLE public.t (id int PRIMARY KEY, n int NOT NULL);
-INSERT INTO public.t SELECT i, i FROM generate_series(1, 20) i;
-CREATE MATERIALIZED VIEW public.base AS SELECT id, n FROM public.t ORDER BY id WITH NO DATA;
-CREATE UNIQUE INDEX base_key ON public.base (id);
-CREATE MATERIALIZED VIEW public.top AS SELECT count(*) AS rows, sum(n) AS total, 1 AS one FROM public.base WITH NO DATA;
-CREATE UNIQUE INDEX top_key ON public.top (one);
-CREATE MATERIALIZED VIEW public.keyless AS SELECT id FROM public.t WITH NO DATA;
+CREATE TABLE public.t (id int PRIMARY KEY, n int NOT NULL); INSERT INTO public.t SELECT i, i FROM
+generate_series(1, 20) i; CREATE MATERIALIZED VIEW public.base AS SELECT id, n FROM public.t ORDER BY id WITH
+NO DATA; CREATE UNIQUE INDEX base_key ON public.base (id); CREATE MATERIALIZED VIEW public.top AS SELECT
+count(*) AS rows, sum(n) AS total, 1 AS one FROM public.base WITH NO DATA; CREATE UNIQUE INDEX top_key ON
+public.top (one); CREATE MATERIALIZED VIEW public.keyless AS SELECT id FROM public.t WITH NO DATA;
 """
 
 
@@ -115,6 +113,7 @@ def system(upkeep_database: Database) -> System:
     with upkeep_database.connect() as connection:
         connection.execute(SCHEMA)
     made = System(
-        upkeep_database, [view("public.base"), view("public.top", "fifteen_minutes"), view("public.keyless", "daily")]
+        upkeep_database,
+        [view("public.base"), view("public.top", "fifteen_minutes"), view("public.keyless", "daily")],
     )
     return made

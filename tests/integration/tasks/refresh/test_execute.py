@@ -26,7 +26,11 @@ def counters_moved(system: System, inserted: int) -> None:
 
 def test_a_first_refresh_populates_and_the_next_is_concurrent(system):
     first = system.refresh("public.base")
-    assert (first.state, first.result["strategy"], first.result["rows_changed"]) == (State.SUCCEEDED, "populate", 20)
+    assert (first.state, first.result["strategy"], first.result["rows_changed"]) == (
+        State.SUCCEEDED,
+        "populate",
+        20,
+    )
     system.write(3)
     second = system.refresh("public.base")
     assert (second.result["strategy"], second.result["rows_changed"]) == ("concurrently", 3)
@@ -89,7 +93,11 @@ def test_upstream_is_refreshed_first_by_an_operators_request(system):
     assert run.state == State.SUCCEEDED
     assert system.scalar("SELECT rows FROM public.top") == 21
     upstream = ledger.history(system.connection, target="public.base")[0]
-    assert (upstream.entry, upstream.state, upstream.requested_by) == ("upstream", State.SUCCEEDED, f"run {run.id}")
+    assert (upstream.entry, upstream.state, upstream.requested_by) == (
+        "upstream",
+        State.SUCCEEDED,
+        f"run {run.id}",
+    )
 
 
 def test_a_tick_brings_upstream_to_its_own_tiers_slot_only(system):
@@ -255,7 +263,9 @@ def test_a_readers_wait_behind_a_bounded_plain_refresh_is_bounded(system):
 
 def test_a_statement_timeout_is_the_views_own(upkeep_database):
     with upkeep_database.connect() as connection:
-        connection.execute("CREATE MATERIALIZED VIEW public.v AS SELECT pg_sleep(30)::text AS s, 1 AS k WITH NO DATA")
+        connection.execute(
+            "CREATE MATERIALIZED VIEW public.v AS SELECT pg_sleep(30)::text AS s, 1 AS k WITH NO DATA"
+        )
     system = System(upkeep_database, [view("public.v", statement_timeout=timedelta(seconds=1))])
     run = system.refresh("public.v")
     assert (run.state, run.error["sqlstate"], run.error["kind"]) == (State.WAITING, "57014", "transient")
@@ -289,7 +299,9 @@ def test_a_view_is_refreshed_in_its_declared_zone(upkeep_database):
 )
 def test_a_refresh_has_the_memory_of_maintenance(upkeep_database, server_has, declared, expected):
     with upkeep_database.connect() as connection:
-        connection.execute("CREATE MATERIALIZED VIEW public.v AS SELECT current_setting('work_mem') AS m WITH NO DATA")
+        connection.execute(
+            "CREATE MATERIALIZED VIEW public.v AS SELECT current_setting('work_mem') AS m WITH NO DATA"
+        )
         for name, value in server_has.items():
             connection.execute(f"ALTER DATABASE \"{upkeep_database.name}\" SET {name} = '{value}'")
     system = System(upkeep_database, [view("public.v", work_mem=declared)])
@@ -308,7 +320,9 @@ def test_a_refresh_has_the_memory_of_maintenance(upkeep_database, server_has, de
 )
 def test_what_cannot_be_refreshed_fails_for_good_and_says_why(upkeep_database, name, says):
     with upkeep_database.connect() as connection:
-        connection.execute("CREATE TABLE public.t (i int); CREATE MATERIALIZED VIEW public.unmanaged AS SELECT 1")
+        connection.execute(
+            "CREATE TABLE public.t (i int); CREATE MATERIALIZED VIEW public.unmanaged AS SELECT 1"
+        )
     system = System(upkeep_database, [view("public.nope"), view("public.t")])
     run = system.refresh(name)
     assert (run.state, run.error["kind"]) == (State.FAILED, "permanent")
@@ -335,7 +349,9 @@ def test_a_recreated_view_is_refreshed_at_the_next_tick(system):
 def test_a_role_without_rights_is_refused_with_the_grant(system, role):
     url = role(system.database, "stranger")
     with system.database.connect() as admin:
-        admin.execute("GRANT USAGE ON SCHEMA upkeep TO stranger; GRANT ALL ON ALL TABLES IN SCHEMA upkeep TO stranger")
+        admin.execute(
+            "GRANT USAGE ON SCHEMA upkeep TO stranger; GRANT ALL ON ALL TABLES IN SCHEMA upkeep TO stranger"
+        )
     stranger = System(system.database, [view("public.base")])
     stranger.connection.close()
     from fleet.postgres.connect import connect

@@ -36,9 +36,19 @@ def name(text: str) -> RelationName:
     return RelationName("public", text)
 
 
-def reading(inserted: int = 10, *, today: date = SERVER.today, refresh_ids: dict[str, int] | None = None, hash_: str = "h") -> SourceReading:
-    relation = RelationReading(name="public.t", kind=SourceKind.TABLE, filenode=1, inserted=inserted, updated=0, deleted=0)
-    markers = Markers(database=1, system_identifier=7, timeline=1, started_us=0, reset_us=None, crash_us=None, counted=True)
+def reading(
+    inserted: int = 10,
+    *,
+    today: date = SERVER.today,
+    refresh_ids: dict[str, int] | None = None,
+    hash_: str = "h",
+) -> SourceReading:
+    relation = RelationReading(
+        name="public.t", kind=SourceKind.TABLE, filenode=1, inserted=inserted, updated=0, deleted=0
+    )
+    markers = Markers(
+        database=1, system_identifier=7, timeline=1, started_us=0, reset_us=None, crash_us=None, counted=True
+    )
     return SourceReading(
         sources=Reading(taken_at=NOW, relations={SOURCE_OID: relation}, markers=markers),
         settings_hash=hash_,

@@ -30,7 +30,9 @@ def test_upstream_comes_first():
 
 
 def test_a_tick_needs_each_upstream_at_the_latest_slot_of_its_own_tier():
-    needs = upstream_needs(LENDING, name("features"), as_of=datetime(2026, 3, 2, 6, 0, tzinfo=UTC), demand=Demand.TICK)
+    needs = upstream_needs(
+        LENDING, name("features"), as_of=datetime(2026, 3, 2, 6, 0, tzinfo=UTC), demand=Demand.TICK
+    )
     assert [(n.view.name, n.slot.strftime("%H:%M"), n.entry) for n in needs] == [
         ("status", "06:00", "five_minutes"),
         ("payments", "06:00", "fifteen_minutes"),
@@ -38,7 +40,9 @@ def test_a_tick_needs_each_upstream_at_the_latest_slot_of_its_own_tier():
 
 
 def test_a_five_minute_view_never_drags_a_daily_one_along():
-    subjects = by_name(subject("fast", "five_minutes", oid=2, upstream=["slow"]), subject("slow", "daily", oid=1))
+    subjects = by_name(
+        subject("fast", "five_minutes", oid=2, upstream=["slow"]), subject("slow", "daily", oid=1)
+    )
     [need] = upstream_needs(subjects, name("fast"), as_of=SLOT, demand=Demand.TICK)
     assert need.as_of == datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
 
@@ -72,7 +76,9 @@ def test_a_tick_is_satisfied_by_counters_and_an_event_only_by_a_real_refresh():
 def test_a_record_of_something_else_satisfies_nobody(state, found):
     good = {"ago": timedelta(seconds=1)}
     assert satisfied(subject("v", state=good), SERVER, as_of=SLOT, demand=Demand.TICK)
-    assert not satisfied(subject("v", state=good | state, found=found), SERVER, as_of=SLOT, demand=Demand.TICK)
+    assert not satisfied(
+        subject("v", state=good | state, found=found), SERVER, as_of=SLOT, demand=Demand.TICK
+    )
 
 
 def test_a_tick_skips_an_unchanged_view_and_an_operator_never_does():
@@ -83,7 +89,10 @@ def test_a_tick_skips_an_unchanged_view_and_an_operator_never_does():
 
 
 def test_changed_sources_are_named():
-    assert changed(subject("v", state={}), SERVER, reading(inserted=15), Demand.TICK) == "public.t: 5 rows inserted"
+    assert (
+        changed(subject("v", state={}), SERVER, reading(inserted=15), Demand.TICK)
+        == "public.t: 5 rows inserted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,19 +129,26 @@ def test_an_upstream_view_is_compared_by_its_own_refresh_id():
 
 
 def test_a_view_that_used_a_stale_upstream_is_not_skipped():
-    assert "public.u" in changed(subject("v", state={"upstream_stale": ["public.u"]}), SERVER, reading(), Demand.TICK)
+    assert "public.u" in changed(
+        subject("v", state={"upstream_stale": ["public.u"]}), SERVER, reading(), Demand.TICK
+    )
 
 
 def test_counters_are_believed_for_max_skip_and_no_longer():
     hour = subject("v", state={"ago": timedelta(minutes=59)})
     assert changed(hour, SERVER, reading(), Demand.TICK) is None
-    assert "more than" in changed(subject("v", state={"ago": timedelta(minutes=60)}), SERVER, reading(), Demand.TICK)
+    assert "more than" in changed(
+        subject("v", state={"ago": timedelta(minutes=60)}), SERVER, reading(), Demand.TICK
+    )
     never = subject("v", state={"ago": timedelta(seconds=1)}, view={"max_skip": timedelta(0)})
     assert changed(never, SERVER, reading(), Demand.TICK) is not None
 
 
 def test_a_reading_of_another_version_means_stale():
-    assert changed(subject("v", state={"reading": {"v": 99}}), SERVER, reading(), Demand.TICK) == "no source reading recorded"
+    assert (
+        changed(subject("v", state={"reading": {"v": 99}}), SERVER, reading(), Demand.TICK)
+        == "no source reading recorded"
+    )
 
 
 def test_a_plan_says_what_how_and_why_in_order():

@@ -82,5 +82,5 @@ def _child_pid(kept: Kept) -> int:
 
 
 PART = Part(
-    name="memory", title="a child's resident memory", share=4, bounds=(GROWTH, TREND), measure=measure
+    name="memory", title="a child's resident memory", share=9, bounds=(GROWTH, TREND), measure=measure
 )

@@ -15,7 +15,7 @@ WARM_UP = 5
 
 
 def measure(bench: Bench, deadline: Deadline) -> None:
-    """A tick after one row in twenty changed, in this process, against the statement on an open connection."""
+    """A tick after one row in twenty changed, in this process, against the open peer."""
     report, floor = bench.report, bench.stage.floor
     small = install(bench, "overhead")
     database = declare(small.kept.place, [VIEW])
@@ -69,7 +69,7 @@ def measure(bench: Bench, deadline: Deadline) -> None:
 PART = Part(
     name="overhead",
     title="the task's body against the bare statement",
-    share=1,
+    share=2,
     bounds=(BOUND,),
     measure=measure,
 )

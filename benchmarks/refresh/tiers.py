@@ -122,7 +122,7 @@ def _fingerprint(connection: psycopg.Connection[Any]) -> str | None:
 PART = Part(
     name="tiers",
     title="three tiers due at once against one view after the other",
-    share=11,
+    share=12,
     bounds=tuple(BOUNDS.values()),
     measure=measure,
 )

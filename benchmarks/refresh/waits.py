@@ -122,5 +122,5 @@ def _report(bench: Bench, name: str, waits: Waits, note: str) -> None:
 
 
 PART = Part(
-    name="waits", title="readers while their views are refreshed", share=5, bounds=(BOUND,), measure=measure
+    name="waits", title="readers while their views are refreshed", share=10, bounds=(BOUND,), measure=measure
 )

@@ -70,10 +70,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; what is unexpected is raised."""
-    as_json = "--json" in argv
     try:
-        code = app(args=list(argv), prog_name="upkeep", standalone_mode=False)
+        code = _run(list(argv), as_json="--json" in argv)
         sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except (output.ReaderGoneError, BrokenPipeError):
+        # What Python still has buffered must go nowhere when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return code
+
+
+def _run(argv: list[str], *, as_json: bool) -> int:
+    try:
+        return int(app(args=argv, prog_name="upkeep", standalone_mode=False) or 0)
     except typer.TyperException as exc:
         return _misused(exc, as_json=as_json)
     except (UsageMistakeError, ConfigurationError) as exc:
@@ -82,13 +93,6 @@ def run(argv: Sequence[str]) -> int:
     except UpkeepError as exc:
         output.report(exc, as_json=as_json)
         return FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except (output.ReaderGoneError, BrokenPipeError):
-        # What Python still has buffered must go nowhere when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    return int(code or 0)
 
 
 def _misused(exc: typer.TyperException, *, as_json: bool) -> int:

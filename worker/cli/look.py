@@ -14,7 +14,7 @@ PANEL = "Look"
 
 
 class RunState(StrEnum):
-    """fleet.ledger.State once more: the ledger's import takes longer than --help may. A test compares them."""
+    """fleet.ledger.State once more: its import takes longer than --help may. A test compares them."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -35,8 +35,8 @@ $ upkeep status --json | jq -r '.databases\\[].views\\[] | select(.age_s > 3600)
 def status(database: DatabaseOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> int:
     """Show how fresh every view is, its last run and its next slot.
 
-    And what is queued or running, and what went wrong, with its remedy. Exit code 1 if a database cannot be
-    read.
+    And what is queued or running, and what went wrong, with its remedy. Exit
+    code 1 if a database cannot be read.
     """
     from worker.cli import freshness  # noqa: PLC0415
 
@@ -53,7 +53,15 @@ $ upkeep history --run 4711""",
 def history(  # noqa: PLR0917 - Typer fills them by name
     run: Annotated[
         int | None,
-        typer.Option("--run", "-r", metavar="ID", min=1, help="Show this run in full.", show_default=False),
+        typer.Option(
+            "--run",
+            "-r",
+            metavar="ID",
+            min=1,
+            max=2**63 - 1,
+            help="Show this run in full.",
+            show_default=False,
+        ),
     ] = None,
     view: Annotated[
         str | None,

@@ -59,9 +59,9 @@ def init(
 ) -> int:
     """Print a starter upkeep.toml for a database.
 
-    Every materialized view with a suggested tier, and in comments what is in the way of refreshing it
-    without blocking its readers. Nothing is written to the database, and a password in the URL never
-    appears in the output.
+    Every materialized view with a suggested tier, and in comments what is in
+    the way of refreshing it without blocking its readers. Nothing is written to
+    the database, and a password in the URL never appears in the output.
     """
     from worker.cli import starting  # noqa: PLC0415
 
@@ -88,8 +88,8 @@ def check(
 ) -> int:
     """List all errors and warnings of the configuration at once.
 
-    The file and the environment first, then what the databases say of the declared views. Exit code 1 if
-    there are errors.
+    The file and the environment first, then what the databases say of the
+    declared views. Exit code 1 if there are errors.
     """
     from worker.cli import checking  # noqa: PLC0415
 
@@ -117,7 +117,8 @@ def migrate(
 ) -> int:
     """Install or upgrade the schema upkeep in every database.
 
-    Running it again does nothing. A migration that is killed leaves nothing half done.
+    Running it again does nothing. A migration that is killed leaves nothing
+    half done.
     """
     from worker.cli import migrating  # noqa: PLC0415
 
@@ -141,9 +142,9 @@ def doctor(
 ) -> int:
     """Say what is missing, and print the statement that mends it.
 
-    Servers (version, clock, connections, pooler in the way, Redis eviction), privileges, and each view
-    (unique index, TEMP, populated, stored timestamps, order). Changes nothing. Exit code 1 if something
-    is an error.
+    Servers (version, clock, connections, pooler in the way, Redis eviction),
+    privileges, and each view (unique index, TEMP, populated, stored timestamps,
+    order). Changes nothing. Exit code 1 if something is an error.
     """
     from worker.cli import examining  # noqa: PLC0415
 

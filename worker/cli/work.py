@@ -62,7 +62,8 @@ def plan_refresh(  # noqa: PLR0917 - Typer fills them by name
 ) -> int:
     """Print which views would be refreshed, in which order, how and why.
 
-    Reads only: the session cannot write. Exit code 1 if a view would be refused.
+    Reads only: the session cannot write. Exit code 1 if a view would be
+    refused.
     """
     from worker.cli import planning  # noqa: PLC0415
 
@@ -119,7 +120,8 @@ def run(  # noqa: PLR0917 - Typer fills them by name
 ) -> int:
     """Send a task to the fleet through Redis.
 
-    Prints the task's id. The arguments are checked here, before anything is sent.
+    Prints the task's id. The arguments are checked here, before anything is
+    sent.
     """
     from worker.cli import running  # noqa: PLC0415
 

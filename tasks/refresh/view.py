@@ -17,7 +17,7 @@ from fleet.names import RelationName
 from fleet.postgres.catalog.definition import Definition, read_definitions
 from fleet.postgres.catalog.reading import Reading
 from fleet.postgres.catalog.server import Server
-from fleet.postgres.catalog.sources import Source, read_sources, upstream
+from fleet.postgres.catalog.sources import Source, SourceKind, read_sources
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.queries import load
 
@@ -121,30 +121,19 @@ def look(
 
     """
     database.view(target)
-    found = read_views(connection)
-    by_name = {v.name: v for v in found.values()}
-    if target not in by_name:
-        raise missing(connection, target, by_name)
-    states = read_states(connection)
-    subjects: dict[RelationName, Subject] = {}
-    asked = [by_name[target].oid]
+    row = connection.execute(
+        _sql.materialized_view.sql, {"schema": target.schema, "name": target.name}
+    ).fetchone()
+    if row is None:
+        raise missing(connection, target)
+    sources: dict[int, tuple[Source, ...]] = {}
+    asked = {int(row[0])}
     while asked:
-        sources = read_sources(connection, asked)
-        definitions = read_definitions(connection, asked)
-        reads = upstream(sources, found)
-        for oid in asked:
-            subject = _subject(
-                database,
-                found,
-                oid,
-                sources.get(oid, ()),
-                definitions[oid],
-                reads.get(oid, frozenset()),
-                states,
-            )
-            subjects[subject.name] = subject
-        above = {by_name[n].oid for oid in asked for n in subjects[found[oid].name].upstream}
-        asked = sorted(above - {by_name[n].oid for n in subjects})
+        sources |= read_sources(connection, sorted(asked))
+        read = {s for oid in asked for s in sources.get(oid, ()) if s.kind is SourceKind.MATVIEW}
+        asked = {s.oid for s in read if s.name in database.views} - sources.keys()
+    if target not in (subjects := _subjects(connection, database, sources)):
+        raise missing(connection, target)  # dropped a moment ago
     return subjects
 
 
@@ -152,21 +141,10 @@ def look_at_all(
     connection: psycopg.Connection[Any], database: settings.Database
 ) -> tuple[dict[RelationName, Subject], dict[RelationName, PermanentError]]:
     """Every managed view of a database, and what is wrong with those that cannot be found."""
-    found = read_views(connection)
-    by_name = {v.name: v for v in found.values()}
-    states = read_states(connection)
-    present = [by_name[n].oid for n in database.views if n in by_name]
-    sources = read_sources(connection, present)
-    definitions = read_definitions(connection, present)
-    reads = upstream(sources, found)
-    subjects = {
-        found[oid].name: _subject(
-            database, found, oid, sources.get(oid, ()), definitions[oid], reads.get(oid, frozenset()), states
-        )
-        for oid in present
-    }
-    absent = {n: missing(connection, n, by_name) for n in database.views if n not in by_name}
-    return subjects, absent
+    names = {view.name: oid for oid, view in read_views(connection).items()}
+    present = [names[n] for n in database.views if n in names]
+    subjects = _subjects(connection, database, read_sources(connection, present))
+    return subjects, {n: missing(connection, n) for n in database.views if n not in subjects}
 
 
 def read_states(connection: psycopg.Connection[Any]) -> dict[str, ViewState]:
@@ -237,28 +215,32 @@ def rows_written(connection: psycopg.Connection[Any], relation: int) -> int:
     return sum(int(n) for n in row) if row else 0
 
 
-def _subject(
+def _subjects(
+    connection: psycopg.Connection[Any],
     database: settings.Database,
-    found: Mapping[int, MaterializedView],
-    oid: int,
-    sources: tuple[Source, ...],
-    definition: Definition,
-    reads: Iterable[int],
-    states: Mapping[str, ViewState],
-) -> Subject:
-    name = found[oid].name
-    view = database.views[name]
-    read = sorted(found[o].name for o in reads)
-    return Subject(
-        declared=view,
-        tier=database.tier(view.tier),
-        found=found[oid],
-        definition=definition,
-        sources=sources,
-        upstream=tuple(n for n in read if n in database.views),
-        unmanaged_upstream=tuple(n for n in read if n not in database.views),
-        state=states.get(str(name), ViewState(view=str(name))),
-    )
+    sources: Mapping[int, tuple[Source, ...]],
+) -> dict[RelationName, Subject]:
+    """The managed views whose sources have been read."""
+    oids = list(sources)
+    definitions = read_definitions(connection, oids)
+    states = read_states(connection)
+    subjects = {}
+    for oid, found in read_views(connection, oids).items():
+        if found.name not in database.views or oid not in definitions:
+            continue
+        declared = database.view(found.name)
+        upstream = sorted(s.name for s in sources[oid] if s.kind is SourceKind.MATVIEW)
+        subjects[found.name] = Subject(
+            declared=declared,
+            tier=database.tier(declared.tier),
+            found=found,
+            definition=definitions[oid],
+            sources=sources[oid],
+            upstream=tuple(n for n in upstream if n in database.views),
+            unmanaged_upstream=tuple(n for n in upstream if n not in database.views),
+            state=states.get(str(found.name), ViewState(view=str(found.name))),
+        )
+    return subjects
 
 
 _KINDS = {
@@ -272,22 +254,19 @@ _KINDS = {
 }
 
 
-def missing(
-    connection: psycopg.Connection[Any], name: RelationName, found: Mapping[RelationName, MaterializedView]
-) -> PermanentError:
+def missing(connection: psycopg.Connection[Any], name: RelationName) -> PermanentError:
     """Why a declared view is not among the materialized views, and what its name may have meant."""
-    row = connection.execute(
-        "SELECT c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        (name.schema, name.name),
-    ).fetchone()
-    if row is not None:
-        kind = row[0].decode() if isinstance(row[0], bytes) else str(row[0])
+    kind, like = connection.execute(
+        _sql.other_relation.sql, {"schema": name.schema, "name": name.name}
+    ).fetchone() or (None, None)
+    if kind is not None:
         return PermanentError(
             f"{name} is {_KINDS.get(kind, 'not a view')}, not a materialized view",
             remedy="Only materialized views are refreshed; take it out of upkeep.toml",
         )
-    like = [str(n) for n in found if n.name.lower() == name.name.lower()]
-    hint = f"Did you mean {', '.join(sorted(like))}?" if like else "Create it, or take it out of upkeep.toml"
-    return PermanentError(
-        f"The materialized view {name} does not exist", remedy=hint.rstrip("?") if not like else hint
-    )
+    hint = "Create it, or take it out of upkeep.toml"
+    if like:
+        hint = (
+            f"Did you mean {', '.join(str(RelationName(*n)) for n in like)}? Else {hint[0].lower()}{hint[1:]}"
+        )
+    return PermanentError(f"The materialized view {name} does not exist", remedy=hint)

@@ -73,7 +73,7 @@ def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalog
             for oid, above in reads.items()
             if oid in found
         },
-        absent={name: missing(conn, name, by_name) for name in database.views if name not in by_name},
+        absent={name: missing(conn, name) for name in database.views if name not in by_name},
     )
 
 

@@ -167,7 +167,7 @@ def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
     )
     for name, declared in sorted(database.views.items()):
         if name not in found:
-            error = missing(connection, name, found)
+            error = missing(connection, name)
             yield About(database.name, str(name)).error(error.message, error.remedy)
             continue
         view = found[name]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.types.numeric import Oid
 
 from fleet.names import RelationName
 from fleet.postgres.queries import load
@@ -44,8 +46,10 @@ class MaterializedView:
     may_refresh: bool
 
 
-def read_views(conn: psycopg.Connection[Any]) -> dict[int, MaterializedView]:
-    """Every materialized view of the connected database, by OID.
+def read_views(
+    conn: psycopg.Connection[Any], oids: Sequence[int] | None = None
+) -> dict[int, MaterializedView]:
+    """Some materialized views of the connected database (None: all), by OID; what is none is left out.
 
     Works in autocommit and in a transaction, waits for no lock, reads no table of the user's.
     """
@@ -64,5 +68,5 @@ def read_views(conn: psycopg.Connection[Any]) -> dict[int, MaterializedView]:
             owner_has_temp=row["owner_has_temp"],
             may_refresh=row["may_refresh"],
         )
-        for row in _sql.read_views(conn)
+        for row in _sql.read_views(conn, oids=None if oids is None else [Oid(oid) for oid in oids])
     }

@@ -2,9 +2,13 @@
 -- Which materialized views are there, what is in the way of refreshing them, and has a definition changed?
 -- The size comes from pg_class: pg_relation_size would wait behind a refresh that is running. The hash is over the
 -- stored parse trees of the view, of the plain views it inlines and the sources of the functions they call: unlike
--- pg_get_viewdef these depend on no search_path and take no lock on the tables.
+-- pg_get_viewdef these depend on no search_path and take no lock on the tables. NULL asks for all of them.
 WITH RECURSIVE inlined (view, relation) AS (
-    SELECT c.oid, c.oid FROM pg_catalog.pg_class AS c WHERE c.relkind = 'm'
+    SELECT c.oid, c.oid
+      FROM pg_catalog.pg_class AS c
+     WHERE c.relkind = 'm'
+       AND c.oid = ANY ((SELECT coalesce(:oids::oid[], ARRAY(
+               SELECT k.oid FROM pg_catalog.pg_class AS k WHERE k.relkind = 'm')))::oid[])
     UNION
     SELECT i.view, v.oid
       FROM inlined AS i

@@ -54,3 +54,23 @@ UPDATE upkeep.view_state
 SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) AS inserted,
        pg_catalog.pg_stat_get_xact_tuples_updated(:relation) AS updated,
        pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS deleted;
+
+-- name: materialized_view
+-- Which materialized view has this name?
+SELECT c.oid
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = :schema AND c.relname = :name AND c.relkind = 'm';
+
+-- name: other_relation
+-- What else has this name, and which materialized views have it in other letters or another schema?
+SELECT (SELECT c.relkind::text
+          FROM pg_catalog.pg_class c
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = :schema AND c.relname = :name AND c.relkind <> 'm') AS kind,
+       ARRAY(SELECT ARRAY[n.nspname::text, c.relname::text]
+               FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind = 'm' AND pg_catalog.lower(c.relname) = pg_catalog.lower(:name)
+              ORDER BY 1
+              LIMIT 3) AS alike;

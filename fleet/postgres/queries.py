@@ -51,6 +51,7 @@ def load(package: str, filename: str) -> Queries:
     Raises:
         FileNotFoundError: the package has no such file.
         aiosql.SQLParseException: the file is not in aiosql's form.
+
     """
     text = files(package).joinpath(filename).read_text(encoding="utf-8")
     queries: Queries = aiosql.from_str(

@@ -329,7 +329,7 @@ def _origins(node: Node | None, scope: tuple[Node, ...], depth: int) -> Iterator
 
 
 def _without_cast(node: Node | None) -> Node | None:
-    """The time under its casts and AT TIME ZONE. A cast to date ends the search: a date changes once a day."""
+    """The time under its casts and AT TIME ZONE. A cast to date ends it: a date changes once a day."""
     while node is not None:
         if node.name == "RELABELTYPE" or (node.name == "COERCEVIAIO" and node.number("resulttype") != _DATE):
             node = node.node("arg")
@@ -481,7 +481,7 @@ def _functions(
 def _row_security(
     conn: psycopg.Connection[Any], rows: Iterable[Mapping[str, Any]], shapes: Mapping[int, _Shape]
 ) -> dict[int, set[str]]:
-    """By view, the tables whose rows are chosen by row security, for the view's owner or an inlined view's."""
+    """By view, the tables where row security chooses the rows for the view's owner, or an inlined view's."""
     readers: dict[tuple[int, int], set[int]] = defaultdict(set)
     owners: dict[int, set[int]] = defaultdict(set)
     for row in rows:

@@ -58,6 +58,7 @@ def parse(text: str) -> Value:
 
     Raises:
         NodeTreeError: brackets do not match, or a node has no name.
+
     """
     result: list[Value] = []
     open_: list[list[Value] | Node] = [result]

@@ -1,4 +1,5 @@
 """The class of a definition, for every way in which something besides rows gets into one."""
+# ruff: noqa: E501  (one definition per line: folded SQL cannot be searched for)
 
 from __future__ import annotations
 
@@ -164,7 +165,7 @@ def conn(home: Database) -> Iterator[psycopg.Connection[Any]]:
 def create(conn: psycopg.Connection[Any], definition: str, name: str = "mv", columns: str = "") -> int:
     view = RelationName("public", name).identifier()
     statement = sql.SQL("CREATE MATERIALIZED VIEW {} {} AS {} WITH NO DATA")
-    conn.execute(statement.format(view, sql.SQL(columns), sql.SQL(definition)))  # type: ignore[arg-type]
+    conn.execute(statement.format(view, sql.SQL(columns), sql.SQL(definition)))
     row = conn.execute("SELECT oid FROM pg_class WHERE relname = %s", [name]).fetchone()
     assert row is not None
     return int(row[0])

@@ -26,7 +26,8 @@ def test_fields() -> None:
 
 def test_lists_nodes_and_bytes() -> None:
     node = only(
-        "{Q :oids (o 1 2) :set (b 8 9) :args ({A :x 1} <> {B :y ({A :x 2})}) :constvalue 4 [ 1 0 -3 0 ] :end 1}"
+        "{Q :oids (o 1 2) :set (b 8 9) :args ({A :x 1} <> {B :y ({A :x 2})}) "
+        ":constvalue 4 [ 1 0 -3 0 ] :end 1}"
     )
     assert node.fields["oids"] == ["o", "1", "2"]
     assert [n.name for n in node.nodes("args")] == ["A", "B"]

@@ -53,10 +53,6 @@ class Kept:
     url: str
     password: str
 
-    def connect(self) -> psycopg.Connection[Any]:
-        """As the superuser: a test sees every session and every lock."""
-        return self.database.connect()
-
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """A query on a connection of its own: the server may have been restarted since the last one."""
         with psycopg.connect(self.database.url, autocommit=True, row_factory=dict_row) as connection:
@@ -67,6 +63,11 @@ class Kept:
             row = connection.execute(query, values).fetchone()
         assert row is not None
         return row[0]
+
+    def change(self, statement: str, *values: Any) -> None:
+        """Change what is in the ledger, past the fleet."""
+        with psycopg.connect(self.database.url, autocommit=True) as connection:
+            connection.execute(statement, values)
 
     def execute(self, statements: str) -> None:
         """As the fleet's role, which owns what it makes."""

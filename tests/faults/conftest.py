@@ -1,0 +1,53 @@
+"""What the fault tests share: a system with a slow view, and servers of their own that may be killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+
+# How long a refresh of public.slow takes: long enough to be caught in the middle of.
+SLOW_S = 3
+
+SCHEMA = f"""
+CREATE TABLE public.t (id int PRIMARY KEY);
+INSERT INTO public.t SELECT generate_series(1, 5);
+CREATE MATERIALIZED VIEW public.quick AS SELECT id FROM public.t;
+CREATE UNIQUE INDEX quick_key ON public.quick (id);
+CREATE MATERIALIZED VIEW public.slow AS
+    SELECT id, pg_sleep(CASE id WHEN 1 THEN {SLOW_S} ELSE 0 END)::text AS slept FROM public.t WITH NO DATA;
+CREATE UNIQUE INDEX slow_key ON public.slow (id);
+"""
+# Retries are quick, because what is tested is that they come, not when.
+CONFIG = """
+[databases.kept.views."public.quick"]
+tier = "daily"
+retries = ["200ms", "500ms", "2s", "5s"]
+[databases.kept.views."public.slow"]
+tier = "daily"
+retries = ["200ms", "500ms", "2s", "5s"]
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that the module's tests may stop and kill, if they start it again."""
+    with servers.new_postgres(**servers.DURABLE) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[EmbeddedRedis]:
+    """A Redis that the module's tests may stop and kill, if they start it again."""
+    with servers.new_redis() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's processes write."""
+    return tmp_path_factory.mktemp("fleet")

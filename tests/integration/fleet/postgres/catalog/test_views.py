@@ -12,7 +12,7 @@ from psycopg.rows import namedtuple_row
 from fleet.names import RelationName
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from tests.conftest import NewRole
-from tests.integration.fleet.postgres.catalog.conftest import ODD_NAMES
+from tests.integration.fleet.postgres.catalog.conftest import ODD_NAMES, oid_of
 from tests.servers import Database
 
 
@@ -207,3 +207,13 @@ def test_any_row_factory_in_and_out_of_a_transaction(database: Database) -> None
         inside = one(conn)
         conn.commit()
         assert one(conn) == inside
+
+
+def test_only_those_asked_for(conn: psycopg.Connection[Any]) -> None:
+    for name in ("a", "b", "c"):
+        conn.execute(sql.SQL("CREATE MATERIALIZED VIEW {} AS SELECT 1 AS id").format(sql.Identifier(name)))
+    conn.execute("CREATE TABLE t (id int)")
+    everything = read_views(conn)
+    a, b = one(conn, "a").oid, one(conn, "b").oid
+    assert read_views(conn, [a, oid_of(conn, "t"), b, 4_000_000_000]) == {a: everything[a], b: everything[b]}
+    assert read_views(conn, []) == {}

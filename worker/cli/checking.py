@@ -169,4 +169,4 @@ def _show(report: Report, found: list[Judged], *, offline: bool, as_json: bool) 
         summary = f"{where}{kept_shown}; {summary}"
     elif not offline:
         summary += "; the databases were not looked at, because the configuration has errors"
-    out.print(summary)
+    out.print(summary, soft_wrap=True)

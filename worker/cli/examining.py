@@ -217,13 +217,13 @@ def _pooler(connection: psycopg.Connection[Any], conninfo: str) -> str | None:
 
 def _pid(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
-    assert row is not None  # noqa: S101 - SELECT without FROM
+    assert row is not None
     return int(row[0])
 
 
 def _clock(connection: psycopg.Connection[Any]) -> datetime:
     row = connection.execute("SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8").fetchone()
-    assert row is not None  # noqa: S101 - SELECT without FROM
+    assert row is not None
     return datetime.fromtimestamp(row[0], UTC)
 
 

@@ -79,7 +79,7 @@ def _describe(url: str, parameters: dict[str, str], *, name: str | None, probe: 
 
 def _role(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute("SELECT current_user::text").fetchone()
-    assert row is not None  # noqa: S101 - SELECT without FROM
+    assert row is not None
     return str(row[0])
 
 

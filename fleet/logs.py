@@ -90,7 +90,7 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     here, where it can still be looked at.
     """
     shown = redaction.data(_plain(event))
-    assert isinstance(shown, dict)  # noqa: S101 - a mapping stays one
+    assert isinstance(shown, dict)
     return shown
 
 

@@ -1,4 +1,4 @@
-"""A Celery schedule whose slots are Upkeep's own: cron expressions on aware datetimes, right at both changes of the clocks.
+"""A Celery schedule whose slots are Upkeep's own: cron expressions on aware datetimes, right at changes of the clocks.
 
 Celery's crontab skips the repeated hour of `*/15` and fires a skipped 02:30 at 03:30.
 """

@@ -118,7 +118,7 @@ def _utc(moment: datetime) -> datetime:
 
 def _offset(zone: str, instant: datetime) -> timedelta:
     offset = instant.replace(tzinfo=UTC).astimezone(ZoneInfo(zone)).utcoffset()
-    assert offset is not None  # noqa: S101 - a ZoneInfo always has one
+    assert offset is not None
     return offset
 
 

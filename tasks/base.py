@@ -1,7 +1,8 @@
 """The task class: a message is a bell, the run that it names is the work.
 
-Every delivery ends in the ledger: claimed and worked on, found taken or final, or recorded as failed because what it asked
-for makes no sense. Nothing here is specific to an area; an area's task says how a request becomes a run, and what to call.
+Every delivery ends in the ledger: claimed and worked on, found taken or final, or recorded as failed because what
+it asked for makes no sense. Nothing here is specific to an area; an area's task says how a request becomes a run,
+and what to call.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import RedisError
 
-from fleet import ledger, redaction, settings
+from fleet import ledger, redaction
 from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import NewRun, Run, State
 from fleet.postgres import locks
 from fleet.postgres.connect import Pools, rename
 from fleet.postgres.failures import explain
+from fleet.settings import Database, Settings
 from tasks.performing import Conclusion, Outcome, describe, perform, record_failure
 
 log = structlog.get_logger(__name__)
@@ -70,11 +72,11 @@ A = TypeVar("A", bound=Arguments)
 class Runtime:
     """What a process of the fleet has: the configuration, and its connections, opened after the fork."""
 
-    settings: settings.Settings
+    settings: Settings
     pools: Pools
 
     @contextmanager
-    def connection(self, database: settings.Database, *, name: str) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, database: Database, *, name: str) -> Iterator[psycopg.Connection[Any]]:
         """A working connection to a kept database, in autocommit mode."""
         with self.pools.connection(
             database.name,
@@ -84,7 +86,7 @@ class Runtime:
         ) as connection:
             yield connection
 
-    def database(self, name: str | None) -> settings.Database:
+    def database(self, name: str | None) -> Database:
         """A kept database by name; the only one may go unnamed.
 
         Raises:
@@ -107,7 +109,7 @@ class Delivery(Generic[A]):
 
     run: Run
     arguments: A
-    database: settings.Database
+    database: Database
     connection: psycopg.Connection[Any]
     worker: str
 
@@ -127,7 +129,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
     # The dotted name of its log events: view.refresh.succeeded.
     event: ClassVar[str] = "task"
 
-    def request_run(self, arguments: A, database: settings.Database, now: datetime) -> NewRun:
+    def request_run(self, arguments: A, database: Database, now: datetime) -> NewRun:
         """The run that a message without one asks for.
 
         Raises:
@@ -179,7 +181,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 f"Wrong arguments for {self.name}: {problems}", remedy=f"Use {_usage(self.arguments)}"
             ) from None
 
-    def _deliver(self, arguments: A, database: settings.Database) -> dict[str, Any]:
+    def _deliver(self, arguments: A, database: Database) -> dict[str, Any]:
         target = getattr(arguments, "view", None) or getattr(arguments, "tier", None) or arguments.run or ""
         try:
             try:
@@ -209,7 +211,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         return summary
 
     def _claim(
-        self, connection: psycopg.Connection[Any], arguments: A, database: settings.Database
+        self, connection: psycopg.Connection[Any], arguments: A, database: Database
     ) -> tuple[dict[str, Any], UpkeepError | None]:
         """What became of the delivery, and the error of a request or a run that has failed for good."""
         run_id = arguments.run
@@ -240,7 +242,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         return f"{self.name.replace('.', '/', 1)}/{target}"
 
     def _perform(
-        self, connection: psycopg.Connection[Any], run: Run, arguments: A, database: settings.Database
+        self, connection: psycopg.Connection[Any], run: Run, arguments: A, database: Database
     ) -> Conclusion:
         delivery = Delivery(
             run=run, arguments=arguments, database=database, connection=connection, worker=run.worker or ""
@@ -265,10 +267,11 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         with self.runtime.connection(database, name="upkeep/record") as fresh:
             if locks.acquire_within(fresh, locks.run_key(run.id), timeout_s=TAKE_BACK_S):
                 known = ledger.get(fresh, run.id)
-                if known is not None and not known.final and known.attempt == run.attempt:
+                # Fewer attempts than ours: a crash of the server has forgotten our claim, nobody has taken over.
+                if known is not None and not known.final and known.attempt <= run.attempt:
                     return record_failure(fresh, run, error, cause=cause, retries=retries, event=self.event)
         # Another worker was faster: what it makes of the run counts.
-        log.warning(f"{self.event}.taken_over", error=describe(error, cause))
+        log.warning("run.taken_over", error=describe(error, cause))
         return Conclusion(state=State.RUNNING, summary={"reason": "another worker took it over"}, error=error)
 
     def _context(self, run: Run) -> dict[str, Any]:
@@ -289,8 +292,8 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             else:
                 with self.runtime.connection(home, name="upkeep/record") as other:
                     self._insert_rejection(other, error, arguments)
-        except (psycopg.Error, UpkeepError) as exc:
-            log.error("request.not_recorded", error=str(exc))
+        except (psycopg.Error, UpkeepError):
+            log.exception("request.not_recorded")
 
     def _insert_rejection(
         self, connection: psycopg.Connection[Any], error: PermanentError, arguments: Mapping[str, Any]

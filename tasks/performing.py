@@ -27,9 +27,13 @@ JITTER = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The work was done; `result` is what the ledger keeps of it (JSON)."""
+    """The work was done; `result` is what the ledger keeps of it (JSON).
+
+    `recorded`: the run was ended in the transaction of its effect already.
+    """
 
     result: Mapping[str, Any] = field(default_factory=dict)
+    recorded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +87,20 @@ def perform(
     except UpkeepError as exc:
         return _failed(connection, run, exc, exc, retries=retries, event=event)
     match outcome:
-        case Done(result=result):
-            ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
-            log.info(f"{event}.succeeded", **result)
+        case Done(result=result, recorded=recorded):
+            if not recorded:
+                ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
+            _say("info", event, State.SUCCEEDED, **result)
             return Conclusion(state=State.SUCCEEDED, summary=dict(result))
         case Skip(reason=reason):
             ledger.finish(connection, run.id, State.SKIPPED, reason=reason)
-            log.info(f"{event}.skipped", reason=reason)
+            _say("info", event, State.SKIPPED, reason=reason)
             return Conclusion(state=State.SKIPPED, summary={"reason": reason})
         case Wait():
             ledger.hand_back(
                 connection, run.id, wait=outcome.wait, reason=outcome.reason, waits_for=outcome.waits_for
             )
-            log.info(f"{event}.waiting", reason=outcome.reason, wait_s=outcome.wait.total_seconds())
+            _say("info", event, State.WAITING, reason=outcome.reason, wait_s=outcome.wait.total_seconds())
             return Conclusion(state=State.WAITING, summary={"reason": outcome.reason})
 
 
@@ -114,10 +119,10 @@ def record_failure(
         wait = backoff(retries, run.attempt)
         reason = f"attempt {run.attempt} of {run.max_attempts} failed: {error.message}"
         ledger.hand_back(connection, run.id, wait=wait, reason=reason, error=written, counts=True)
-        log.warning(f"{event}.retrying", wait_s=round(wait.total_seconds(), 1), error=written)
+        _say("warning", event, "retrying", wait_s=round(wait.total_seconds(), 1), error=written)
         return Conclusion(state=State.WAITING, summary={"reason": reason}, error=error)
     ledger.finish(connection, run.id, State.FAILED, reason=error.message, error=written)
-    log.error(f"{event}.failed", error=written)
+    _say("error", event, State.FAILED, error=written)
     return Conclusion(state=State.FAILED, summary={"error": written}, error=error)
 
 
@@ -133,6 +138,11 @@ def describe(error: UpkeepError, cause: BaseException) -> dict[str, Any]:
         described["sqlstate"] = cause.sqlstate
         described["detail"] = cause.diag.message_detail
     return described
+
+
+def _say(level: str, event: str, outcome: str, **values: Any) -> None:
+    """One log event per outcome, under the task's own name: view.refresh.succeeded."""
+    getattr(log, level)(".".join((event, outcome)), **values)
 
 
 def backoff(retries: Sequence[timedelta], attempt: int) -> timedelta:

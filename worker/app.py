@@ -1,7 +1,7 @@
 """The Celery app and composition root: what the processes of the fleet share, and how messages are delivered.
 
-`celery -A worker.app worker`, `celery -A worker.app beat`, `celery -A worker.app flower`. Nothing is read at import:
-configuration and connections come when a process first needs them, connections after the fork.
+`celery -A worker.app worker`, `celery -A worker.app beat`, `celery -A worker.app flower`. Nothing is read at
+import: configuration and connections come when a process first needs them, connections after the fork.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fleet import logs, settings
 from fleet.errors import UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
-from schedules.entries import entries
 from schedules.cron_schedule import CronSchedule
+from schedules.entries import entries
 from tasks.base import Runtime
 from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
@@ -60,7 +60,10 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "task_default_queue": "refresh",
         "task_create_missing_queues": False,
         "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
-        "task_routes": {"upkeep.refresh.*": {"queue": "refresh"}, "upkeep.ledger.*": {"queue": "maintenance"}},
+        "task_routes": {
+            "upkeep.refresh.*": {"queue": "refresh"},
+            "upkeep.ledger.*": {"queue": "maintenance"},
+        },
         # A message is acknowledged when its work is over: killing a child or a worker loses nothing.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
@@ -107,7 +110,8 @@ def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:
         made[entry.name] = {
             "task": entry.task,
             "schedule": timing,
-            "kwargs": dict(entry.kwargs) | ({"scheduled": True} if entry.task == refresh_tasks.REFRESH_TIER else {}),
+            "kwargs": dict(entry.kwargs)
+            | ({"scheduled": True} if entry.task == refresh_tasks.REFRESH_TIER else {}),
             "options": {"queue": entry.queue, "expires": entry.expires.total_seconds()},
         }
     return made
@@ -133,7 +137,7 @@ def _logs(loglevel: int | str | None = None, **_: Any) -> None:
 
 @cache  # a pool child, which has no command line any more, asks its parent's answer
 def _level_was_typed() -> bool:
-    """Celery's default is WARNING, which would hide every outcome of a run; a `--loglevel` that somebody gave counts."""
+    """Celery's default is WARNING, which would hide every outcome; a `--loglevel` that somebody gave counts."""
     context = click.get_current_context(silent=True)
     return context is not None and context.get_parameter_source("loglevel") is ParameterSource.COMMANDLINE
 

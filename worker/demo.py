@@ -13,6 +13,7 @@ import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import psycopg
+from celery import Celery
 from psycopg import sql
 from rich.console import Console
 
@@ -161,7 +163,7 @@ def run(
     # A pipe or a file has no width of its own; a table needs some.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     live = console.is_terminal if interactive is None else interactive
-    chosen: Example = importlib.import_module(f"examples.{example}")  # type: ignore[assignment]
+    chosen: Example = importlib.import_module(f"examples.{example}")
     with _interruptible() as stopped, _folder() as folder:
         try:
             return _run(
@@ -234,7 +236,8 @@ def _run(
                 notes=[
                     f"Flower    http://127.0.0.1:{flower_port}   user upkeep, password {password}",
                     f"database  {fleet_url}",
-                    f"fleet     export UPKEEP_CONFIG={config} UPKEEP_{name.upper()}_URL='{fleet_url}' UPKEEP_REDIS_URL='{redis.url()}'",
+                    f"fleet     export UPKEEP_CONFIG={config} UPKEEP_REDIS_URL='{redis.url()}' \\",
+                    f"          UPKEEP_{name.upper()}_URL='{fleet_url}'",
                     "" if duration else "Ctrl-C stops everything",
                 ],
             )
@@ -243,8 +246,8 @@ def _run(
                 board,
                 fleet,
                 writer,
-                database,
-                fleet_url,
+                database=database,
+                url=fleet_url,
                 duration=duration,
                 live=live,
                 stopped=stopped,
@@ -264,9 +267,9 @@ def _watch(
     board: Board,
     fleet: Fleet,
     writer: Writer,
+    *,
     database: settings.Database,
     url: str,
-    *,
     duration: float | None,
     live: bool,
     stopped: threading.Event,
@@ -299,11 +302,13 @@ def _watch(
             if stopped.wait(REDRAW_S):
                 break
         draw(rows, caption)
-    return _verdict(console, rows, fleet, writer, dead, interrupted=stopped.is_set() and duration is None)
+    return _verdict(
+        console, rows, fleet, writer, dead=dead, interrupted=stopped.is_set() and duration is None
+    )
 
 
 def _verdict(
-    console: Console, rows: list[Row], fleet: Fleet, writer: Writer, dead: str | None, *, interrupted: bool
+    console: Console, rows: list[Row], fleet: Fleet, writer: Writer, *, dead: str | None, interrupted: bool
 ) -> int:
     problems = [f"{row.view}: {row.problem}" for row in rows if row.problem]
     if not interrupted:
@@ -345,8 +350,6 @@ def _prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: flo
 
 
 def _wait_for_worker(fleet: Fleet, environment: Mapping[str, str], stopped: threading.Event) -> None:
-    from celery import Celery
-
     with Celery(broker=environment["UPKEEP_REDIS_URL"]) as app:
         deadline = time.monotonic() + WORKER_START_S
         while not stopped.is_set():
@@ -362,8 +365,6 @@ def _wait_for_worker(fleet: Fleet, environment: Mapping[str, str], stopped: thre
 
 
 def _ask_for_everything(environment: Mapping[str, str], name: str) -> None:
-    from celery import Celery
-
     with Celery(broker=environment["UPKEEP_REDIS_URL"]) as app:
         app.send_task("upkeep.refresh.all", kwargs={"database": name}, queue="refresh")
 
@@ -396,8 +397,6 @@ def _folder() -> Iterator[Path]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -53,7 +53,8 @@ def read_rows(connection: psycopg.Connection[Any], database: settings.Database) 
     known = {
         view: (age, changed, duration)
         for view, age, changed, duration in connection.execute(
-            "SELECT f.view, f.age, s.rows_changed, s.duration FROM upkeep.view_freshness f JOIN upkeep.view_state s USING (view)"
+            "SELECT f.view, f.age, s.rows_changed, s.duration"
+            " FROM upkeep.view_freshness f JOIN upkeep.view_state s USING (view)"
         )
     }
     newest = ledger.latest(connection, REFRESH_VIEW)

@@ -1,4 +1,4 @@
-"""Finds the runs that nobody works on and rings for them again: waiting ones that are due, bells that were lost, dead workers' runs.
+"""Finds the runs that nobody works on and rings again: waiting ones that are due, lost bells, dead workers' runs.
 
 A bootstep in every worker. Any number of them side by side is safe: each due run is marked and taken by one
 of them, and a bell rung twice finds its run taken or final.

@@ -233,5 +233,5 @@ def _newest_id(conn: psycopg.Connection[Any], table: str) -> int:
         sql.SQL("SELECT coalesce(max(id), 0) FROM {table}").format(table=sql.Identifier("public", table))
     )
     row = cur.fetchone()
-    assert row is not None  # noqa: S101  an aggregate always returns its row
+    assert row is not None
     return int(row[0])

@@ -1,0 +1,1 @@
+"""PostgreSQL as the fleet needs it: connections, locks, errors, catalogue readers, migrations."""

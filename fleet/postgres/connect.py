@@ -63,7 +63,11 @@ def parameters(
     )
     defaults: dict[str, Any] = {k: v for k, v in _KEEPALIVES.items() if k not in given}
     return make_conninfo(
-        **(given | defaults), options=options.strip(), application_name=_cut(application_name)
+        **(given | defaults),
+        options=options.strip(),
+        # Without it a SQL_ASCII database hands out bytes for names.
+        client_encoding="UTF8",
+        application_name=_cut(application_name),
     )
 
 

@@ -29,18 +29,22 @@ _REMEDIES = {
     "21000": "The new data has a duplicate row or more than one row for a subquery: mend the data or the definition",
     "42703": "The definition names a column that is gone: recreate the view",
     "42P01": "The definition names a relation that is gone: recreate the view",
-    "42883": "From PostgreSQL 17 on a refresh runs with a safe search_path: qualify the functions inside the view's functions with their schema",
+    "42883": "From PostgreSQL 17 on a refresh runs with a safe search_path: qualify what the definition's functions "
+    "call with its schema",
     "42501": "Grant it; `upkeep doctor` prints the statement",
     "22012": "A row of the source data divides by zero: mend the data or use NULLIF in the definition",
     "28P01": "Check the password in the environment variable of this database",
     "28000": "Check the role and pg_hba.conf",
     "3D000": "Check the database's name in its connection URL",
     "55P03": "Somebody holds a lock on it; `SELECT * FROM pg_stat_activity WHERE wait_event_type = 'Lock'` shows who",
-    "57014": "It ran into its statement_timeout or was cancelled: raise statement_timeout in upkeep.toml, or make the definition cheaper",
+    "57014": "It ran into its statement_timeout or was cancelled: raise statement_timeout in upkeep.toml, "
+    "or make the definition cheaper",
     "53100": "The disk is full: make room; Upkeep tries again by itself",
     "53300": "The server has no free connection: raise max_connections or lower the fleet's concurrency",
-    "25006": "The server is read-only: point the URL at the primary, or add target_session_attrs=read-write with all hosts",
-    "08P01": "If a transaction pooler is in between, point the URL at PostgreSQL itself: session locks break behind one",
+    "25006": "The server is read-only: point the URL at the primary, or name all hosts "
+    "with target_session_attrs=read-write",
+    "08P01": "If a transaction pooler is in between, point the URL at PostgreSQL itself: "
+    "session locks break behind one",
 }
 
 

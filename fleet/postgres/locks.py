@@ -1,4 +1,4 @@
-"""Advisory locks: one piece of work at a time per run, relation and refresh slot, freed by the server when a worker dies.
+"""Advisory locks: one piece of work at a time per run, relation and place, freed by the server when a worker dies.
 
 Always session locks on the connection that does the work, and always polled: a waiter in pg_advisory_lock
 deadlocks with REINDEX CONCURRENTLY (40P01), because its statement holds a snapshot while it waits.

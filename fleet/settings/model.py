@@ -118,7 +118,9 @@ def _tuple(value: object) -> object:
 
 def _memory(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}(kB|MB|GB)", value):
-        raise _refuse("memory is a whole number with a unit PostgreSQL knows", 'Write kB, MB or GB, as in "64MB"')
+        raise _refuse(
+            "memory is a whole number with a unit PostgreSQL knows", 'Write kB, MB or GB, as in "64MB"'
+        )
     return value
 
 

@@ -1,0 +1,1 @@
+"""Refreshing materialized views: in tiers, upstream first, out of readers' way."""

@@ -1,4 +1,4 @@
-"""Refreshes one view: upstream first, one at a time per relation, skipped where nothing changed, recorded with its effect.
+"""Refreshes one view: upstream first, one at a time, skipped where nothing changed, recorded with its effect.
 
 The order of the steps is what makes it safe: the relation's advisory lock before the statement (a refresh's
 snapshot is taken before it waits for its lock), the clock and the sources' counters before the refresh, the
@@ -110,7 +110,10 @@ class Refresher:
         return None
 
     def _bring_up_one(self, parent: Run, need: Need) -> State | None:
-        """The state that an upstream's run ended in (WAITING: it failed and will be tried again), None while somebody works on it."""
+        """The state that an upstream's run ended in, None while somebody works on it.
+
+        WAITING: it failed and will be tried again.
+        """
         declared = self.database.views[need.view]
         run_id = None
         if need.entry == ledger.UPSTREAM:
@@ -199,7 +202,7 @@ class Refresher:
                 )
         self._flush_counters(server)
         ledger.wake(self.connection, str(name))
-        return Done(result=result)
+        return Done(result=result, recorded=True)
 
     def _look_again(self, seen: Subject) -> Subject | None:
         """The lock was free at once: unless a refresh ended in this very moment, what was seen still holds."""
@@ -336,8 +339,8 @@ class Refresher:
 
 
 def take_reading(connection: psycopg.Connection[Any], subject: Subject, server: Server) -> SourceReading:
-    """What the view's contents depend on, at this moment; read before the refresh, so that an error is one refresh too many."""
-    states = views.read_states(connection)
+    """What the view's contents depend on; read before the refresh, so that it errs towards one too many."""
+    states = views.read_states(connection) if subject.upstream else {}
     zone = subject.declared.timezone
     return SourceReading(
         sources=read_reading(connection, subject.leaves),

@@ -1,4 +1,4 @@
-"""Decides what is refreshed, in which order, up to when, and why: pure, so that any plan can be printed without being run."""
+"""Decides what is refreshed, in which order, up to when, and why: pure, so that a plan can be printed alone."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def changed(subject: Subject, server: Server, reading: SourceReading, demand: De
     if stale is not None:
         return stale
     kind = subject.definition.kind
-    if kind not in {DefinitionClass.DATA, DefinitionClass.SETTINGS, DefinitionClass.DATE}:
+    if not kind.skippable:
         evidence = ", ".join(subject.definition.evidence[:3])
         return f"its definition is {kind.value}-dependent" + (f" ({evidence})" if evidence else "")
     earlier = SourceReading.from_json(subject.state.reading) if subject.state.reading else None

@@ -1,8 +1,8 @@
 """How a view is refreshed: concurrently where it can be, plain only where promise 3 lets readers be blocked.
 
-A plain refresh takes ACCESS EXCLUSIVE for its whole run. It is chosen for an unpopulated view (nobody can read it), where
-`allow_blocking = true`, or *bounded*: cancelled by the server before it has kept a reader waiting for too long, so that the
-promise does not hang on a prediction.
+A plain refresh takes ACCESS EXCLUSIVE for its whole run. It is chosen for an unpopulated view (nobody can read
+it), where `allow_blocking = true`, or *bounded*: cancelled by the server before it has kept a reader waiting for
+too long, so that the promise does not hang on a prediction.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def choose(subject: Subject) -> Strategy:
         and state.plain_duration > PLAIN_LIMIT
     ):
         raise PermanentError(
-            f"{subject.name} cannot be refreshed concurrently ({obstacle.reason}), and a plain refresh, which took {_ms(state.plain_duration)}, "
-            f"would block its readers for more than {_ms(PLAIN_LIMIT)}",
+            f"{subject.name} cannot be refreshed concurrently ({obstacle.reason}), and a plain refresh, "
+            f"which took {_ms(state.plain_duration)}, would block its readers for more than {_ms(PLAIN_LIMIT)}",
             remedy=f"{obstacle.remedy}; or set allow_blocking = true for the view",
         )
     return Strategy(

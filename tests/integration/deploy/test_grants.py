@@ -1,4 +1,4 @@
-"""deploy/grants.sql is enough: a role with nothing else installs the schema and refreshes, without being a superuser."""
+"""deploy/grants.sql is enough: a role with nothing else installs the schema and refreshes."""
 
 from __future__ import annotations
 

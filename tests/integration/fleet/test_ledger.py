@@ -136,9 +136,10 @@ def test_the_bell_is_rung_for_what_is_due_and_for_nothing_else(connection, upkee
 def test_the_lock_of_a_killed_session_is_free_for_the_next(connection, upkeep_database):
     run_id, _ = ledger.insert(connection, new(slot=SLOT))
     worker = upkeep_database.connect()
-    with pytest.raises(psycopg.OperationalError), ledger.claim(worker, run_id, worker="a"):
+    with ledger.claim(worker, run_id, worker="a"):
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", (worker.info.backend_pid,))
-        worker.execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError):
+            worker.execute("SELECT 1")
     assert [d.id for d in ledger.ring_due(connection, grace=timedelta())] == [run_id]
     with ledger.claim(connection, run_id, worker="b") as run:
         assert run.attempt == 2
@@ -173,7 +174,8 @@ def test_pruning_keeps_the_newest_of_every_target_and_sums_the_rest(connection):
     assert batches == [2, 2]
     assert left == {kept[0], kept[2], only, old_but_last_success, kept_skip, open_run}
     summary = connection.execute(
-        "SELECT target, state, sum(runs), sum(rows_changed), max(duration_max) FROM upkeep.run_summary GROUP BY 1, 2 ORDER BY 1, 2"
+        "SELECT target, state, sum(runs), sum(rows_changed), max(duration_max)"
+        " FROM upkeep.run_summary GROUP BY 1, 2 ORDER BY 1, 2"
     ).fetchall()
     assert summary == [
         ("public.a", "skipped", 3, 0, timedelta(seconds=2)),

@@ -95,7 +95,8 @@ class System:
         """Add rows in a session of its own, which flushes its counters by ending."""
         with psycopg.connect(self.database.url, autocommit=True) as writer:
             writer.execute(
-                "INSERT INTO public.t SELECT m + i, i FROM (SELECT max(id) AS m FROM public.t) x, generate_series(1, %s) i",
+                "INSERT INTO public.t SELECT m + i, i"
+                " FROM (SELECT max(id) AS m FROM public.t) x, generate_series(1, %s) i",
                 (count,),
             )
 
@@ -112,8 +113,7 @@ def _closed() -> Iterator[None]:
 def system(upkeep_database: Database) -> System:
     with upkeep_database.connect() as connection:
         connection.execute(SCHEMA)
-    made = System(
+    return System(
         upkeep_database,
         [view("public.base"), view("public.top", "fifteen_minutes"), view("public.keyless", "daily")],
     )
-    return made

@@ -63,9 +63,11 @@ def test_postgresql_crashes_in_the_middle_of_a_refresh(
     task_id = upkeep.send(VIEW, database="kept", view="public.slow")
     kept.wait_refreshing("public.slow")
     server.restart("immediate")
-    run = kept.final(task_id, timeout=60)
+    run = kept.final(task_id, timeout=25)
     assert run.state == State.SUCCEEDED, run
-    assert run.attempt >= 2
+    # The first attempt was noticed and tried again, whether or not the crash forgot the claim, which is not waited for.
+    assert run.attempt in {1, 2}
+    worker.wait_line(event="view.refresh.retrying", task_id=task_id)
     assert kept.rows("(SELECT id FROM public.slow EXCEPT TABLE public.t) UNION (TABLE public.t EXCEPT SELECT id FROM public.slow)") == []
     wait_until(lambda: kept.advisory_locks() == 0, 10)
     assert worker.popen.poll() is None
@@ -149,30 +151,29 @@ def test_redis_forgets_everything_while_runs_are_queued(upkeep: Fleet, worker: P
 
 @pytest.mark.slow
 def test_redis_is_down_when_the_worker_starts(tmp_path: Path, kept: Kept) -> None:
-    with servers.new_redis() as late:
-        with fleet(tmp_path, CONFIG, {"kept": kept.url}, late.url()) as made:
-            late.stop()
-            # Due already: its bell cannot be rung, and the thread that should must live on.
-            run_id = kept.scalar(
-                "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, rung_at)"
-                " VALUES (%s, 'public.quick', 'operator', now(), 'maintenance', 4, now() - '1 min'::interval) RETURNING id",
-                VIEW,
-            )
-            waits = made.worker("waits")
-            wait_until(
-                lambda: [line for line in waits.lines() if "Cannot connect to redis://" in str(line.get("event"))],
-                30,
-                waits.tail,
-            )
-            assert waits.popen.poll() is None
-            began = time.monotonic()
-            late.start()
-            waits.wait_ready()
-            assert time.monotonic() - began < 30
-            task_id = made.send(VIEW, database="kept", view="public.quick")
-            assert kept.final(task_id).state == State.SUCCEEDED
-            kept.change(
-                "UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id
-            )
-            assert kept.ended(run_id).final
-            assert waits.end() == 0
+    with servers.new_redis() as late, fleet(tmp_path, CONFIG, {"kept": kept.url}, late.url()) as made:
+        late.stop()
+        # Due already: its bell cannot be rung, and the thread that should must live on.
+        run_id = kept.scalar(
+            "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, rung_at)"
+            " VALUES (%s, 'public.quick', 'operator', now(), 'maintenance', 4, now() - '1 min'::interval) RETURNING id",
+            VIEW,
+        )
+        waits = made.worker("waits")
+        wait_until(
+            lambda: [line for line in waits.lines() if "Cannot connect to redis://" in str(line.get("event"))],
+            30,
+            waits.tail,
+        )
+        assert waits.popen.poll() is None
+        began = time.monotonic()
+        late.start()
+        waits.wait_ready()
+        assert time.monotonic() - began < 30
+        task_id = made.send(VIEW, database="kept", view="public.quick")
+        assert kept.final(task_id).state == State.SUCCEEDED
+        kept.change(
+            "UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id
+        )
+        assert kept.ended(run_id).final
+        assert waits.end() == 0

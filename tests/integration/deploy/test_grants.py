@@ -57,7 +57,11 @@ def test_the_grants_are_enough_and_can_be_run_again(database, role):
 
     system = System(database, [view("public.v")])
     system.connection.close()
-    system.connection = connect(fleet_url, application_name="upkeep/test")
+    with connect(fleet_url, application_name="upkeep/test") as system.connection:
+        assert_enough(system)
+
+
+def assert_enough(system: System) -> None:
     assert not system.scalar("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
     run = system.refresh("public.v")
     assert (run.state, run.result["strategy"]) == (State.SUCCEEDED, "concurrently")

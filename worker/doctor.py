@@ -261,13 +261,13 @@ def judge_schema(
 
 
 def judge_pooler(database: str, why: str | None) -> Finding:
-    """A transaction pooler hands our session locks to strangers."""
+    """A transaction pooler hands our session locks to strangers; one that drops our timeouts lets us block readers."""
     connection = About(database, "connection")
     if why is None:
         return connection.ok("It is direct: one session, one backend")
     return connection.error(
-        f"A transaction pooler is in the way: {why}. Session locks and settings do not hold behind one",
-        "Point the URL at PostgreSQL itself (port 5432, say), or at a pool with pool_mode = session",
+        f"A pooler is in the way: {why}. Session locks and timeouts do not hold behind one",
+        "Point the URL at PostgreSQL itself, not at the pooler",
     )
 
 

@@ -117,7 +117,7 @@ def gather(connection: psycopg.Connection[Any], *, probe: bool) -> tuple[ViewFac
     return tuple(found)
 
 
-def suggest(facts: ViewFacts) -> Suggestion:  # noqa: PLR0911 - a list of rules, the first that fits
+def suggest(facts: ViewFacts) -> Suggestion:
     """A tier for a view, by what it reads, how large it is, what it is called, and what it depends on."""
     view = facts.view
     rows = view.row_estimate if view.populated else None

@@ -206,13 +206,20 @@ def _show(findings: list[Finding], databases: list[str], *, everything: bool) ->
 
 
 def _pooler(connection: psycopg.Connection[Any], conninfo: str) -> str | None:
-    """Why backend ids show a pooler; a second session inside a transaction keeps its backend to itself."""
+    """Why there must be a pooler; a second session inside a transaction keeps its backend to itself."""
     mine = [_pid(connection)]
     with connect(conninfo, application_name="upkeep/doctor", autocommit=False) as another:
         other = _pid(another)
         if other not in mine:
             mine += [_pid(connection) for _ in range(POOLER_ROUNDS)]
-    return judging.pooled(mine, other)
+    shared = judging.pooled(mine, other)
+    if shared is not None:
+        return shared
+    row = connection.execute(
+        "SELECT pg_catalog.current_setting('client_connection_check_interval')"
+    ).fetchone()
+    kept = row is not None and row[0] == "1s"  # what fleet.postgres.connect asks for
+    return None if kept else "it drops the start-up options that carry the fleet's timeouts"
 
 
 def _pid(connection: psycopg.Connection[Any]) -> int:

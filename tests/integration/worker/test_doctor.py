@@ -143,6 +143,26 @@ def test_counters_and_limits_of_the_session_are_seen(
     assert f'ALTER DATABASE "{name}" CONNECTION LIMIT' in found["warning", "connections"].remedy
 
 
+def test_a_pooler_that_drops_our_timeouts_is_seen_by_their_absence(
+    upkeep_database: Database, kept: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pooled(conninfo: str, *, autocommit: bool = True, **_: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(conninfo, autocommit=autocommit)
+
+    monkeypatch.setattr(examining, "connect", pooled)
+    found = examined(kept(upkeep_database.url))
+    assert set(found) == {("error", "connection")}
+    assert "start-up options" in found["error", "connection"].message
+
+
+def test_two_sessions_on_one_backend_are_a_pooler(
+    upkeep_database: Database, kept: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examining, "_pid", lambda _: 4711)
+    found = examined(kept(upkeep_database.url))
+    assert set(found) == {("error", "connection")}
+
+
 def test_redis_is_asked(redis_url: str) -> None:
     found = list(examining.examine_redis(redis_url))
     assert {f.object for f in found} == {"redis", "maxmemory-policy", "appendonly", "clock"}

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from benchmarks.kept import Kept
+from benchmarks.kept import Kept, configuration
 from benchmarks.report import Bound, Report
-from benchmarks.stage import Place, Stage
+from benchmarks.stage import Place, Stage, WorkerProcess
 from benchmarks.timing import Deadline, Stopwatch
 from examples import lending, trading
 
 # What fits into fifty seconds with everything else; the bounds speak of scale 1.
 QUICK_SCALE = 0.05
+# What the comparison with one session is made with.
+PROCESSES = 2
+
+# Without a unique index: refreshed plainly, cancelled by the server where that takes too long for readers.
+BRIEF = "public.keyless_brief"
+LONG = "public.keyless_long"
+# Few rows, all of which change: after the first refresh it is refreshed plainly, unique index or not.
+CHURNING = "public.churning"
+# A tier whose ticks nobody sends: these views are of no concern to the three tiers.
+BY_HAND = "by_hand"
+AWKWARD = (BRIEF, LONG, CHURNING)
+
+_AWKWARD = f"""
+CREATE MATERIALIZED VIEW {BRIEF} AS SELECT i, md5(i::text) AS digest FROM generate_series(1, 30000) AS i;
+CREATE MATERIALIZED VIEW {LONG} AS
+SELECT i, md5(i::text) AS digest FROM generate_series(1, 3000000) AS i WHERE i % 100 = 0;
+CREATE MATERIALIZED VIEW {CHURNING} AS
+SELECT i % 10 AS key, count(*), clock_timestamp() AS at FROM generate_series(1, 1000) AS i GROUP BY 1;
+CREATE UNIQUE INDEX churning_key ON {CHURNING} (key);
+"""
 
 
 @dataclass(kw_only=True)
@@ -55,6 +75,8 @@ class Bench:
         with Stopwatch() as watch, ours.owner() as connection:
             lending.install(connection, scale=self.scale, populate=True)
         theirs = self.stage.place("lending_peer", like=ours)
+        with ours.owner() as connection:
+            connection.execute(_AWKWARD)
         kept = self.kept(ours)
         self.stage.checkpoint()
         self.say(f"lending at scale {self.scale:g} loaded in {watch.seconds:.1f} s, and copied for the peer")
@@ -70,6 +92,21 @@ class Bench:
         self.stage.checkpoint()
         self.say(f"trading at scale {self.scale:g} loaded in {watch.seconds:.1f} s")
         return kept
+
+    @property
+    def systems(self) -> list[tuple[Kept, Mapping[str, str]]]:
+        """What the worker keeps: lending with some awkward views, and trading where there is time for it."""
+        views = dict(lending.TIERS) | dict.fromkeys(AWKWARD, BY_HAND)
+        others = [] if self.quick else [(self.trading, trading.TIERS)]
+        return [(self.lending.kept, views), *others]
+
+    @cached_property
+    def worker(self) -> WorkerProcess:
+        """A real worker with two processes that keeps all systems."""
+        places = [(kept.place, views) for kept, views in self.systems]
+        config = configuration(places, concurrency=PROCESSES)
+        started = self.stage.worker("fleet", config, [p for p, _ in places], concurrency=PROCESSES)
+        return self._exits.enter_context(started)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.kept import configuration, expect, refresh_one_after_the_other
+from benchmarks.kept import expect, refresh_one_after_the_other
 from benchmarks.refresh.bench import Bench, Pair, Part
 from benchmarks.refresh.writes import WRITES
 from benchmarks.report import Bound, at_least
@@ -23,7 +23,6 @@ BOUNDS: dict[str, Bound] = {
     "everything": at_least("tiers.everything", 1.4, "times faster", "… after changes under every view"),
     "nothing": at_least("tiers.nothing", 50, "times faster", "… with nothing changed"),
 }
-PROCESSES = 2
 ROUNDS = 7
 QUICK_ROUNDS = 5
 # The order in which 000 sends its five statements.
@@ -42,11 +41,9 @@ _FINGERPRINT = "SELECT md5(string_agg(v::text, ',' ORDER BY loan_id)) FROM publi
 
 def measure(bench: Bench, deadline: Deadline) -> None:
     """Each round: the same writes in both databases, then both ways to bring the views up to date."""
-    report, pair = bench.report, bench.lending
-    config = configuration([(pair.kept.place, lending.TIERS)], concurrency=PROCESSES)
+    report, pair, worker = bench.report, bench.lending, bench.worker
     report.add("tiers.scale", bench.scale, "of the documented volumes")
     with (
-        bench.stage.worker("tiers", config, [pair.kept.place], concurrency=PROCESSES) as worker,
         pair.kept.place.owner() as application,
         pair.peer.owner() as peers_application,
         pair.peer.owner() as peer,

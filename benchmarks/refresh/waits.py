@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from benchmarks.kept import Kept, configuration
+from benchmarks.kept import Kept
 from benchmarks.readers import Reader, Waits, reading
-from benchmarks.refresh.bench import Bench, Part
+from benchmarks.refresh.bench import BRIEF, CHURNING, LONG, Bench, Part
 from benchmarks.refresh.writes import touch_all
 from benchmarks.report import at_most
 from benchmarks.stage import WorkerProcess
 from benchmarks.timing import Deadline
-from examples import lending, trading
+from examples import trading
 from fleet.ledger import Run, State
 
 BOUND = at_most("waits.worst", 250, "ms", "no reader of a view waits longer while any refresh runs")
@@ -24,20 +24,6 @@ QUICK_FLOOR_S, QUICK_REFRESH_S = 2.5, 6.0
 # A reader who keeps a view open for longer than any other should wait behind a refresh that waits for them.
 SLOW_READER_S = 1.0
 
-# Without a unique index: refreshed plainly, cancelled by the server where that takes too long for readers.
-BRIEF = "public.keyless_brief"
-LONG = "public.keyless_long"
-# Few rows, all of which change: after the first refresh it is refreshed plainly, unique index or not.
-CHURNING = "public.churning"
-
-_VIEWS = f"""
-CREATE MATERIALIZED VIEW {BRIEF} AS SELECT i, md5(i::text) AS digest FROM generate_series(1, 30000) AS i;
-CREATE MATERIALIZED VIEW {LONG} AS
-SELECT i, md5(i::text) AS digest FROM generate_series(1, 3000000) AS i WHERE i % 100 = 0;
-CREATE MATERIALIZED VIEW {CHURNING} AS
-SELECT i % 10 AS key, count(*), clock_timestamp() AS at FROM generate_series(1, 1000) AS i GROUP BY 1;
-CREATE UNIQUE INDEX churning_key ON {CHURNING} (key);
-"""
 # What made it too slow is forgotten before each round: it must be tried, and cancelled, every time.
 _FORGET = "UPDATE upkeep.view_state SET plain_duration = NULL WHERE view = %s"
 
@@ -45,19 +31,15 @@ _FORGET = "UPDATE upkeep.view_state SET plain_duration = NULL WHERE view = %s"
 def measure(bench: Bench, deadline: Deadline) -> None:
     """A reader at 50 reads a second on every view, first without refreshes, then with one after the other."""
     report = bench.report
-    systems = [_lending(bench)]
-    if not bench.quick:
-        systems.append((bench.trading, trading.TIERS))
-    config = configuration([(kept.place, views) for kept, views in systems], concurrency=2)
+    systems, worker = bench.systems, bench.worker
     readers = [Reader(url=kept.place.owner_url, view=view) for kept, views in systems for view in views]
     url = bench.lending.kept.place.owner_url
     slow = [Reader(url=url, view=view, hold_s=SLOW_READER_S) for view in (BRIEF, CHURNING)]
     floor_s, refresh_s = (QUICK_FLOOR_S, QUICK_REFRESH_S) if bench.quick else (FLOOR_S, REFRESH_S)
-    with bench.stage.worker("waits", config, [kept.place for kept, _ in systems], concurrency=2) as worker:
-        with reading([*readers, *slow]) as floor:
-            time.sleep(min(floor_s, max(1.0, deadline.left() / 4)))
-        with reading([*readers, *slow]) as waits:
-            runs = _refresh_until(systems, worker, Deadline.after(min(refresh_s, max(1.0, deadline.left()))))
+    with reading([*readers, *slow]) as floor:
+        time.sleep(min(floor_s, max(1.0, deadline.left() / 4)))
+    with reading([*readers, *slow]) as waits:
+        runs = _refresh_until(systems, worker, Deadline.after(min(refresh_s, max(1.0, deadline.left() - 1))))
     _report(bench, "waits.floor", floor, f"{len(readers)} readers, no refresh")
     _report(bench, "waits.refreshing", waits, _did(runs))
     for _, views in systems:
@@ -68,13 +50,6 @@ def measure(bench: Bench, deadline: Deadline) -> None:
                     f"waits.{view.partition('.')[2].removeprefix('mv_')}", worst, "ms", note="worst wait"
                 )
     report.hold(BOUND, waits.worst(), floor=floor.worst())
-
-
-def _lending(bench: Bench) -> tuple[Kept, Mapping[str, str]]:
-    kept = bench.lending.kept
-    with kept.place.owner() as connection:
-        connection.execute(_VIEWS)
-    return kept, dict(lending.TIERS) | dict.fromkeys((BRIEF, LONG, CHURNING), "five_minutes")
 
 
 def _refresh_until(

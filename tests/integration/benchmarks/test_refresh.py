@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 120  # it takes a tenth of that; a machine may be busy
 
 
-def benchmark(*arguments):
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
         cwd=ROOT,
@@ -23,7 +23,7 @@ def benchmark(*arguments):
     )
 
 
-def test_single_parts_print_the_documented_object_and_nothing_else():
+def test_single_parts_print_the_documented_object_and_nothing_else() -> None:
     done = benchmark("refresh", "--quick", "--json", "--only", "overhead,skip")
     said = json.loads(done.stdout)
     assert "errors" not in said, said["errors"]
@@ -54,7 +54,7 @@ def test_single_parts_print_the_documented_object_and_nothing_else():
         (["nonsense"], "invalid choice: 'nonsense'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_what_would(arguments, complaint):
+def test_what_makes_no_sense_is_refused_with_what_would(arguments: list[str], complaint: str) -> None:
     done = benchmark(*arguments)
     assert done.returncode == 2
     assert complaint in done.stderr

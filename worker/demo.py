@@ -296,7 +296,8 @@ def _watch(
             dead = fleet.dead()
             if dead or writer.error:
                 break
-            done = all(row.succeeded for row in rows)
+            # A view that has failed for good is not waited for.
+            done = all(row.succeeded or row.problem for row in rows)
             if duration is not None and elapsed >= duration and (done or elapsed >= duration + OVERTIME_S):
                 break
             if stopped.wait(REDRAW_S):

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -48,11 +48,15 @@ MAX_RUN_ID = 2**63 - 1
 
 
 class Arguments(BaseModel):
-    """What a message may carry, as JSON keywords; `run` names the row that the bell was rung for."""
+    """What a message may carry, as JSON keywords.
+
+    `run` names the row that the bell was rung for; `requested_by` is for whoever reads the ledger.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     database: str | None = None
+    requested_by: str | None = None
     run: Annotated[int, Field(ge=1, le=MAX_RUN_ID)] | None = None
 
     @field_validator("*", mode="before")
@@ -220,6 +224,8 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 now = connection.execute("SELECT pg_catalog.clock_timestamp()").fetchone()
                 assert now is not None  # SELECT without FROM
                 new = self.request_run(arguments, database, now[0])
+                by = arguments.requested_by
+                new = replace(new, requested_by=redaction.text(by)[:SHOWN_LENGTH] if by else None)
             except PermanentError as exc:
                 self._record_rejection(exc, arguments.model_dump(exclude_none=True), connection)
                 return {}, exc
@@ -352,5 +358,5 @@ def _usage(arguments: type[Arguments]) -> str:
     return ", ".join(
         f"{name}=…" if field.is_required() else f"[{name}=…]"
         for name, field in arguments.model_fields.items()
-        if name != "run"
+        if name not in {"run", "requested_by"}
     )

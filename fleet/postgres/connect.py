@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from fleet.errors import PermanentError, TransientError
@@ -96,10 +97,11 @@ def connect(
         connection = psycopg.connect(completed, autocommit=autocommit)
     except psycopg.Error as exc:
         raise unreachable(conninfo, exc) from exc
-    # A database may default to REPEATABLE READ or read-only; a refresh in an old snapshot moves a view back
-    # in time.
-    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    connection.read_only = False
+    try:
+        _configure(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -177,6 +179,18 @@ def unreachable(conninfo: str, exc: psycopg.Error) -> PermanentError | Transient
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:
+    # A pooler that is told to ignore start-up options hands out sessions without any of our timeouts.
+    row = connection.execute(
+        "SELECT pg_catalog.current_setting('client_connection_check_interval')"
+    ).fetchone()
+    if connection.info.transaction_status is TransactionStatus.INTRANS:
+        connection.rollback()
+    if row is None or row[0] != _SESSION_SETTINGS["client_connection_check_interval"]:
+        raise PermanentError(
+            "The server did not take our start-up options: a pooler between us drops them",
+            remedy="Point the URL at PostgreSQL itself: session locks and timeouts break behind a pooler",
+        )
+    # A database may default to REPEATABLE READ or read-only; in an old snapshot a refresh moves a view back in time.
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.read_only = False
 

@@ -80,7 +80,8 @@ _REFUSALS = (
 def explain(exc: psycopg.Error, *, doing: str) -> PermanentError | TransientError:
     """Wrap a driver's error: what was being done, what the server said, what to do about it."""
     code = exc.sqlstate or ""
-    primary = exc.diag.message_primary or " ".join(str(exc).split()) or type(exc).__name__
+    said = " ".join(str(exc).split()).removeprefix("connection failed: ")
+    primary = exc.diag.message_primary or said or type(exc).__name__
     detail = exc.diag.message_detail
     message = f"{doing} failed: {primary.removesuffix('?')}" + (f" ({detail})" if detail else "")
     remedy = _REMEDIES.get(code, "")

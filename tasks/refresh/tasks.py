@@ -28,7 +28,6 @@ class ViewArguments(Arguments):
     """`view` as schema.view; needed unless a run is named."""
 
     view: str | None = None
-    requested_by: str | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> ViewArguments:
@@ -53,7 +52,6 @@ class RefreshView(LedgeredTask[ViewArguments]):
             entry=ledger.OPERATOR,
             queue=view.queue,
             max_attempts=1 + len(view.retries),
-            requested_by=arguments.requested_by,
             request_id=self.request.id,
         )
 
@@ -78,7 +76,6 @@ class TierArguments(Arguments):
 
     tier: str | None = None
     scheduled: bool = False
-    requested_by: str | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> TierArguments:
@@ -108,7 +105,6 @@ class RefreshTier(LedgeredTask[TierArguments]):
             slot=slot,
             queue="refresh",
             max_attempts=FAN_OUT_ATTEMPTS,
-            requested_by=arguments.requested_by,
             request_id=self.request.id,
         )
 

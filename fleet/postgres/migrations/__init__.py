@@ -129,7 +129,14 @@ def _installed(connection: psycopg.Connection[Any]) -> str | None:
     known = connection.execute("SELECT to_regclass('upkeep.schema_version') IS NOT NULL").fetchone()
     if known is None or not known[0]:
         return None
-    row = connection.execute("SELECT version_num FROM upkeep.schema_version").fetchone()
+    try:
+        row = connection.execute("SELECT version_num FROM upkeep.schema_version").fetchone()
+    except errors.InsufficientPrivilege as exc:
+        raise PermanentError(
+            "The role may not use the schema upkeep",
+            remedy="Install it with the role that the fleet uses, or grant that role the schema and its tables; "
+            "`upkeep doctor` prints the statements",
+        ) from exc
     return None if row is None else str(row[0])
 
 

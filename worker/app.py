@@ -16,6 +16,7 @@ import structlog
 from celery import Celery, signals
 from celery.schedules import BaseSchedule
 from click.core import ParameterSource
+from kombu import Exchange, Queue
 
 from fleet import logs, settings
 from fleet.errors import UpkeepError
@@ -59,7 +60,8 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "result_accept_content": ["json"],
         "task_default_queue": "refresh",
         "task_create_missing_queues": False,
-        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
+        # As objects: with names only, Flower answers 500 about queues while no worker is up.
+        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         "task_routes": {
             "upkeep.refresh.*": {"queue": "refresh"},
             "upkeep.ledger.*": {"queue": "maintenance"},
@@ -119,9 +121,13 @@ def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:
 
 app = Upkeep("upkeep", set_as_current=True)
 app.add_defaults(lambda: configuration(app.runtime.settings))
-for task in (*refresh_tasks.TASKS, *ledger_tasks.TASKS):
-    app.register_task(task())
 app.steps["worker"].add(Reaper)
+
+
+@app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
+def _register(**_: Any) -> None:
+    for task in (*refresh_tasks.TASKS, *ledger_tasks.TASKS):
+        app.register_task(task())
 
 
 @signals.setup_logging.connect

@@ -1,4 +1,4 @@
-"""Real processes of the fleet for tests: started as anybody would start them, watched through their logs, ended by signals.
+"""Real processes of the fleet: started as anybody would start them, watched through their logs, ended by signals.
 
 None of them outlives the test run, however that ends.
 """
@@ -11,7 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,7 +198,9 @@ class Process:
     def wait_line(self, timeout: float = 20, **fields: Any) -> dict[str, Any]:
         """Wait for a log line with these fields."""
         return wait_until(
-            lambda: self.lines(**fields), timeout, lambda: f"{fields} in the log of {self.name}:\n{self.tail()}"
+            lambda: self.lines(**fields),
+            timeout,
+            lambda: f"{fields} in the log of {self.name}:\n{self.tail()}",
         )[-1]
 
     def wait_ready(self) -> Process:
@@ -257,7 +259,9 @@ class Fleet:
         self.config_path.write_text(self.config, encoding="utf-8")
         self.producer = Celery(broker=self.redis_url, backend=self.redis_url, set_as_current=False)
         # A producer must not wait for results on a connection that a test kills.
-        self.producer.conf.update(broker_connection_retry=False, broker_transport_options={"socket_timeout": 5})
+        self.producer.conf.update(
+            broker_connection_retry=False, broker_transport_options={"socket_timeout": 5}
+        )
 
     @property
     def config_path(self) -> Path:
@@ -267,7 +271,12 @@ class Fleet:
     def environment(self) -> dict[str, str]:
         """The test run's own, which conftest has cleaned of UPKEEP_* and PG*."""
         urls = {f"UPKEEP_{name.upper()}_URL": url for name, url in self.databases.items()}
-        return {**os.environ, "UPKEEP_CONFIG": str(self.config_path), "UPKEEP_REDIS_URL": self.redis_url, **urls}
+        return {
+            **os.environ,
+            "UPKEEP_CONFIG": str(self.config_path),
+            "UPKEEP_REDIS_URL": self.redis_url,
+            **urls,
+        }
 
     def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
         """Start `celery -A worker.app …`, in a directory where no upkeep.toml lies around."""
@@ -294,11 +303,25 @@ class Fleet:
     def worker(self, name: str = "worker", *arguments: str, concurrency: int = 2) -> Process:
         """Start a worker; it is not ready yet."""
         return self.start(
-            name, "worker", "--queues", QUEUES, "--hostname", f"{name}@test", "--concurrency", str(concurrency), *arguments
+            name,
+            "worker",
+            "--queues",
+            QUEUES,
+            "--hostname",
+            f"{name}@test",
+            "--concurrency",
+            str(concurrency),
+            *arguments,
         )
 
     def send(
-        self, task: str, *, task_id: str | None = None, queue: str = "refresh", result: bool = False, **kwargs: Any
+        self,
+        task: str,
+        *,
+        task_id: str | None = None,
+        queue: str = "refresh",
+        result: bool = False,
+        **kwargs: Any,
     ) -> str:
         """Send a message as an application would, which may want Celery's result; returns the task's id."""
         sent = self.producer.send_task(
@@ -349,6 +372,3 @@ def wait_gone(processes: list[psutil.Process], timeout: float) -> None:
         return [process for process in processes if alive(process)]
 
     wait_until(lambda: not left(), timeout, lambda: f"the end of {left()}")
-
-
-Predicate = Callable[[], Any]

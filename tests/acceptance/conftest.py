@@ -1,4 +1,4 @@
-"""Servers for the fleets of these tests: their own, because they say what statements they were sent, and ask for passwords."""
+"""Servers for the fleets of these tests: their own, because they log every statement and ask for passwords."""
 
 from __future__ import annotations
 

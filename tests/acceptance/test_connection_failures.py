@@ -71,7 +71,9 @@ def test_the_worker_starts_and_says_which_database_is_not_ready(worker: Process)
     assert "refused" in ready["away"]["error"]
     assert "again by itself" in ready["away"]["remedy"]
     assert "password authentication failed" in ready["locked"]["error"]
-    assert "environment variable" in ready["locked"]["remedy"] or "connection URL" in ready["locked"]["remedy"]
+    assert (
+        "environment variable" in ready["locked"]["remedy"] or "connection URL" in ready["locked"]["remedy"]
+    )
     assert "upkeep migrate" in ready["bare"]["remedy"]
 
 
@@ -115,7 +117,9 @@ def test_no_password_is_in_what_was_said_and_written(upkeep: Fleet, worker: Proc
 @pytest.mark.parametrize("command", ["worker", "beat"])
 def test_a_configuration_with_errors_stops_the_process_and_reports_all(upkeep: Fleet, command: str) -> None:
     broken = upkeep.folder / f"broken-{command}.toml"
-    broken.write_text('[databases.kept.views."v"]\ntier = "dayly"\n[databases.kept]\nmax_parallel_refreshes = 0\n')
+    broken.write_text(
+        '[databases.kept.views."v"]\ntier = "dayly"\n[databases.kept]\nmax_parallel_refreshes = 0\n'
+    )
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "worker.app", command],
         cwd=upkeep.folder,

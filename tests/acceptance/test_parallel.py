@@ -87,7 +87,10 @@ def test_twenty_requests_at_once(upkeep: Fleet, kept: Kept) -> None:
     # What the ledger says: a refresh begins after the one before it has ended.
     for name in NAMES:
         times = sorted(
-            (datetime.fromisoformat(str(run.result["snapshot_at"])), timedelta(seconds=run.result["duration_s"]))
+            (
+                datetime.fromisoformat(str(run.result["snapshot_at"])),
+                timedelta(seconds=run.result["duration_s"]),
+            )
             for run in done
             if run.result is not None and run.target == f"public.{name}"
         )
@@ -104,4 +107,6 @@ def test_twenty_requests_at_once(upkeep: Fleet, kept: Kept) -> None:
         assert newest >= run.as_of
         assert run.attempt == 1
     assert kept.advisory_locks() == 0
-    assert not [line for worker in workers for line in worker.lines() if line.get("level") in {"error", "critical"}]
+    assert not [
+        line for worker in workers for line in worker.lines() if line.get("level") in {"error", "critical"}
+    ]

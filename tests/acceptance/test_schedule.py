@@ -42,7 +42,9 @@ def upkeep(tmp_path: Path, kept: Kept, broker: EmbeddedRedis) -> Iterator[Fleet]
 
 
 def start_beat(upkeep: Fleet, name: str) -> Process:
-    return upkeep.start(name, "beat", "--schedule", str(upkeep.folder / "beat"), "--pidfile=").wait_text("beat: Starting")
+    return upkeep.start(name, "beat", "--schedule", str(upkeep.folder / "beat"), "--pidfile=").wait_text(
+        "beat: Starting"
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +77,10 @@ def test_beat_ticks_a_tier_once_a_minute_over_restarts(upkeep: Fleet, kept: Kept
         again.end(signal.SIGTERM)
     upkeep.worker().wait_ready()
     run = wait_until(
-        lambda: kept.rows("SELECT * FROM upkeep.run WHERE task = %s AND target = 'public.v' AND finished_at IS NOT NULL", VIEW),
+        lambda: kept.rows(
+            "SELECT * FROM upkeep.run WHERE task = %s AND target = 'public.v' AND finished_at IS NOT NULL",
+            VIEW,
+        ),
         20,
         "the view's run",
     )[0]

@@ -22,6 +22,10 @@ CREATE MATERIALIZED VIEW public.slow AS
     SELECT id, pg_sleep(CASE id WHEN 1 THEN {SLOW_S} ELSE 0 END)::text AS slept FROM public.t WITH NO DATA;
 CREATE UNIQUE INDEX slow_key ON public.slow (id);
 """
+# What is in public.slow and not in its definition, and the other way round.
+DIFFERENCE = """
+(SELECT id FROM public.slow EXCEPT TABLE public.t) UNION (TABLE public.t EXCEPT SELECT id FROM public.slow)
+"""
 # Retries are quick, because what is tested is that they come, not when.
 CONFIG = """
 [databases.kept.views."public.quick"]

@@ -1,4 +1,4 @@
-"""The demo ends as it promises: orderly on Ctrl-C, without a trace when it is killed, and not with 0 when a view failed."""
+"""The demo ends as promised: orderly on Ctrl-C, leaving no process when killed, not with 0 when a view failed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ install = lending.install
 
 def install_broken(conn, **options):
     install(conn, **options)
-    conn.execute("CREATE MATERIALIZED VIEW public.mv_broken AS SELECT 1 / (count(*) - count(*)) AS n FROM pg_class WITH NO DATA")
+    broken = "SELECT 1 / (count(*) - count(*)) AS n FROM pg_class"
+    conn.execute(f"CREATE MATERIALIZED VIEW public.mv_broken AS {broken} WITH NO DATA")
 
 lending.install = install_broken
 lending.CONFIG += '\\n[databases.lending.views."public.mv_broken"]\\ntier = "daily"\\n'
@@ -74,14 +75,22 @@ class Demo:
         wait_until(up, UP_S, lambda: self.said)
         found = descendants(self.popen.pid)
         lines = [" ".join(process.cmdline()) for process in found]
-        for part in ("postgres", "valkey-server", "worker.app worker", "worker.app beat", "worker.app flower"):
+        for part in (
+            "postgres",
+            "valkey-server",
+            "worker.app worker",
+            "worker.app beat",
+            "worker.app flower",
+        ):
             assert any(part in line for line in lines), lines
         return found
 
 
 @pytest.fixture
 def demo(temporary: Path) -> Iterator[Demo]:
-    started = Demo(temporary, "-c", "from worker.cli import main; main()", "demo", "--scale", SCALE, "--no-ui")
+    started = Demo(
+        temporary, "-c", "from worker.cli import main; main()", "demo", "--scale", SCALE, "--no-ui"
+    )
     yield started
     if started.popen.poll() is None:
         started.popen.kill()

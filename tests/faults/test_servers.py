@@ -12,7 +12,7 @@ import redis
 
 from fleet.ledger import State
 from tests import servers
-from tests.faults.conftest import CONFIG, SCHEMA
+from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA
 from tests.processes import ALL, VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -68,7 +68,7 @@ def test_postgresql_crashes_in_the_middle_of_a_refresh(
     # The first attempt was noticed and tried again, whether or not the crash forgot the claim, which is not waited for.
     assert run.attempt in {1, 2}
     worker.wait_line(event="view.refresh.retrying", task_id=task_id)
-    assert kept.rows("(SELECT id FROM public.slow EXCEPT TABLE public.t) UNION (TABLE public.t EXCEPT SELECT id FROM public.slow)") == []
+    assert kept.rows(DIFFERENCE) == []
     wait_until(lambda: kept.advisory_locks() == 0, 10)
     assert worker.popen.poll() is None
 
@@ -103,9 +103,7 @@ def test_what_becomes_due_while_redis_is_down_is_rung_for_afterwards(
     worker.wait_line(event="bell.not_rung", run_id=run_id)
     broker.start()
     # Its bell counts as rung for half a minute; here that has passed.
-    kept.change(
-        "UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id
-    )
+    kept.change("UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id)
     assert kept.ended(run_id, timeout=40).state == State.SUCCEEDED
 
 
@@ -135,9 +133,7 @@ def test_redis_forgets_everything_while_runs_are_queued(upkeep: Fleet, worker: P
             assert client.llen("refresh") == 0
         holder.rollback()
     # Half a minute without an answer makes the reaper ring again; here it has passed.
-    kept.change(
-        "UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = ANY(%s)", queued
-    )
+    kept.change("UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = ANY(%s)", queued)
     for run_id in queued:
         assert kept.ended(run_id).state in {State.SUCCEEDED, State.SKIPPED}
     # Ways that use bindings in Redis, which are forgotten too: a fan-out, and the answer to an operator's ping.
@@ -145,7 +141,10 @@ def test_redis_forgets_everything_while_runs_are_queued(upkeep: Fleet, worker: P
     for child in kept.children(fan_out.id):
         assert kept.ended(child.id).final
     wait_until(
-        lambda: kept.scalar("SELECT count(*) FROM upkeep.run WHERE id > %s AND finished_at IS NULL", before) == 0, 20
+        lambda: (
+            kept.scalar("SELECT count(*) FROM upkeep.run WHERE id > %s AND finished_at IS NULL", before) == 0
+        ),
+        20,
     )
 
 
@@ -161,7 +160,9 @@ def test_redis_is_down_when_the_worker_starts(tmp_path: Path, kept: Kept) -> Non
         )
         waits = made.worker("waits")
         wait_until(
-            lambda: [line for line in waits.lines() if "Cannot connect to redis://" in str(line.get("event"))],
+            lambda: [
+                line for line in waits.lines() if "Cannot connect to redis://" in str(line.get("event"))
+            ],
             30,
             waits.tail,
         )
@@ -172,8 +173,6 @@ def test_redis_is_down_when_the_worker_starts(tmp_path: Path, kept: Kept) -> Non
         assert time.monotonic() - began < 30
         task_id = made.send(VIEW, database="kept", view="public.quick")
         assert kept.final(task_id).state == State.SUCCEEDED
-        kept.change(
-            "UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id
-        )
+        kept.change("UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id)
         assert kept.ended(run_id).final
         assert waits.end() == 0

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fleet.ledger import Run, State
-from tests.faults.conftest import CONFIG, SCHEMA, SLOW_S
+from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA, SLOW_S
 from tests.processes import TIER, VIEW, Fleet, Kept, Process, descendants, fleet, keep, wait_gone
 from tests.waiting import wait_until
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -50,7 +50,7 @@ def begin(upkeep: Fleet, kept: Kept, queue: str = "refresh") -> tuple[str, Run, 
 
 
 def assert_as_if_nothing_had_happened(kept: Kept) -> None:
-    assert kept.rows("(SELECT id FROM public.slow EXCEPT TABLE public.t) UNION (TABLE public.t EXCEPT SELECT id FROM public.slow)") == []
+    assert kept.rows(DIFFERENCE) == []
     wait_until(lambda: kept.advisory_locks() == 0, 10, lambda: f"{kept.advisory_locks()} advisory locks")
     assert kept.scalar("SELECT count(*) FROM upkeep.run WHERE finished_at IS NULL") == 0
 
@@ -98,9 +98,9 @@ def test_a_killed_worker_is_replaced_by_another(upkeep: Fleet, worker: Process, 
 def test_a_worker_killed_while_it_fans_out_loses_no_tick(upkeep: Fleet, worker: Process, kept: Kept) -> None:
     # As such a worker leaves it: claimed, nothing inserted, nobody there.
     run_id = kept.scalar(
-        "INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, max_attempts, attempt, state, worker, started_at, rung_at)"
-        " SELECT %s, 'daily', 'daily', s, s, 'refresh', 4, 1, 'running', 'dead@test/1', now() - '1 min'::interval, now() - '1 min'::interval"
-        "   FROM date_bin('1 min', now(), 'epoch') AS s RETURNING id",
+        "INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, max_attempts, attempt, state, worker,"
+        " started_at, rung_at) SELECT %s, 'daily', 'daily', s, s, 'refresh', 4, 1, 'running', 'dead@test/1',"
+        " now() - '1 min'::interval, now() - '1 min'::interval FROM date_bin('1 min', now(), 'epoch') AS s RETURNING id",
         TIER,
     )
     ended = kept.ended(run_id)
@@ -124,20 +124,25 @@ def test_a_bell_that_was_lost(upkeep: Fleet, worker: Process, kept: Kept) -> Non
 
 def test_what_waits_is_rung_for_when_it_is_due(upkeep: Fleet, worker: Process, kept: Kept) -> None:
     run_id = kept.scalar(
-        "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, attempt, state, not_before, rung_at)"
-        " VALUES (%s, 'public.quick', 'operator', now(), 'refresh', 4, 1, 'waiting', now() + '2 s'::interval, now()) RETURNING id",
+        "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, attempt, state, not_before,"
+        " rung_at) VALUES (%s, 'public.quick', 'operator', now(), 'refresh', 4, 1, 'waiting', now() + '2 s'::interval,"
+        " now()) RETURNING id",
         VIEW,
     )
     ended = kept.ended(run_id)
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
-    assert kept.scalar("SELECT started_at >= created_at + '2 s'::interval FROM upkeep.run WHERE id = %s", run_id)
+    assert kept.scalar(
+        "SELECT started_at >= created_at + '2 s'::interval FROM upkeep.run WHERE id = %s", run_id
+    )
 
 
-def test_a_view_that_kills_its_worker_every_time_is_given_up(upkeep: Fleet, worker: Process, kept: Kept) -> None:
+def test_a_view_that_kills_its_worker_every_time_is_given_up(
+    upkeep: Fleet, worker: Process, kept: Kept
+) -> None:
     run_id = kept.scalar(
-        "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, attempt, state, worker, started_at, rung_at)"
-        " VALUES (%s, 'public.quick', 'operator', now(), 'refresh', 2, 2, 'running', 'dead@test/1', now() - '1 min'::interval,"
-        " now() - '1 min'::interval) RETURNING id",
+        "INSERT INTO upkeep.run (task, target, entry, as_of, queue, max_attempts, attempt, state, worker,"
+        " started_at, rung_at) VALUES (%s, 'public.quick', 'operator', now(), 'refresh', 2, 2, 'running',"
+        " 'dead@test/1', now() - '1 min'::interval, now() - '1 min'::interval) RETURNING id",
         VIEW,
     )
     ended = kept.ended(run_id)

@@ -16,7 +16,7 @@ import structlog
 from celery import Celery, signals
 from celery.schedules import BaseSchedule
 from click.core import ParameterSource
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from fleet import logs, settings
 from fleet.errors import UpkeepError
@@ -61,7 +61,7 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "task_default_queue": "refresh",
         "task_create_missing_queues": False,
         # As objects: with names only, Flower answers 500 about queues while no worker is up.
-        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
+        "task_queues": [_queue(name) for name in QUEUES],
         "task_routes": {
             "upkeep.refresh.*": {"queue": "refresh"},
             "upkeep.ledger.*": {"queue": "maintenance"},
@@ -102,6 +102,10 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "enable_utc": True,
         "timezone": "UTC",
     }
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu's are partial
 
 
 def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:

@@ -100,7 +100,7 @@ def test_a_worker_killed_while_it_fans_out_loses_no_tick(upkeep: Fleet, worker: 
     run_id = kept.scalar(
         "INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, max_attempts, attempt, state, worker,"
         " started_at, rung_at) SELECT %s, 'daily', 'daily', s, s, 'refresh', 4, 1, 'running', 'dead@test/1',"
-        " now() - '1 min'::interval, now() - '1 min'::interval FROM date_bin('1 min', now(), 'epoch') AS s RETURNING id",
+        " now() - '1 min'::interval, now() - '1 min'::interval FROM date_bin('1 min', now(), 'epoch') s RETURNING id",
         TIER,
     )
     ended = kept.ended(run_id)

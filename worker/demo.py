@@ -234,11 +234,12 @@ def _run(
             board = Board(
                 title=f"{name}: kept fresh by Upkeep",
                 notes=[
-                    f"Flower    http://127.0.0.1:{flower_port}   user upkeep, password {password}",
-                    f"database  {fleet_url}",
-                    f"fleet     export UPKEEP_CONFIG={config} UPKEEP_REDIS_URL='{redis.url()}' \\",
-                    f"          UPKEEP_{name.upper()}_URL='{fleet_url}'",
-                    "" if duration else "Ctrl-C stops everything",
+                    f"Flower: http://127.0.0.1:{flower_port}, user upkeep, password {password}",
+                    "In another terminal, for .venv/bin/upkeep status, plan, run, history:",
+                    f"export UPKEEP_CONFIG={config}",
+                    f"export UPKEEP_REDIS_URL='{redis.url()}'",
+                    f"export UPKEEP_{name.upper()}_URL='{fleet_url}'",
+                    "" if duration else "Ctrl-C stops everything.",
                 ],
             )
             code = _watch(
@@ -277,7 +278,7 @@ def _watch(
     """Show the table until it is time; returns the exit code."""
     began = time.monotonic()
     rows: list[Row] = []
-    reported = 0.0
+    reported: float | None = None
     with (
         psycopg.connect(url, autocommit=True, application_name="upkeep/demo") as connection,
         board.shown(console, live=live) as draw,
@@ -290,9 +291,9 @@ def _watch(
                 + (f" of {duration:.0f} s" if duration else "")
                 + f", {writer.bursts} bursts of writes"
             )
-            if live or elapsed - reported >= REPORT_S or reported == 0.0:
+            if live or reported is None or elapsed - reported >= REPORT_S:
                 draw(rows, caption)
-                reported = elapsed or 0.001
+                reported = elapsed
             dead = fleet.dead()
             if dead or writer.error:
                 break
@@ -302,7 +303,8 @@ def _watch(
                 break
             if stopped.wait(REDRAW_S):
                 break
-        draw(rows, caption)
+        if reported != elapsed:
+            draw(rows, caption)
     return _verdict(
         console, rows, fleet, writer, dead=dead, interrupted=stopped.is_set() and duration is None
     )

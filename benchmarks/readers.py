@@ -62,12 +62,15 @@ def reading(readers: Sequence[Reader]) -> Iterator[Waits]:
 
     Raises:
         RuntimeError: a reader got an error.
+        EOFError: the readers' process died.
 
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_read_all, args=(theirs, readers), name="readers", daemon=True)
     process.start()
+    # Only the readers hold it now: if they die, what we read is an end, and not nothing for ever.
+    theirs.close()
     waits = Waits()
     try:
         said = ours.recv()

@@ -267,7 +267,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             )
             cause: BaseException = exc
         except UpkeepError as exc:
-            error, cause = exc, exc
+            error, cause = exc, exc.__cause__ or exc
         # The working connection is gone, and its locks with it: write on another one. If that fails too, the
         # row still says running, nobody holds its lock, and the reaper finds it.
         with self.runtime.connection(database, name="upkeep/record") as fresh:

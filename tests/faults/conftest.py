@@ -21,6 +21,8 @@ CREATE UNIQUE INDEX quick_key ON public.quick (id);
 CREATE MATERIALIZED VIEW public.slow AS
     SELECT id, pg_sleep(CASE id WHEN 1 THEN {SLOW_S} ELSE 0 END)::text AS slept FROM public.t WITH NO DATA;
 CREATE UNIQUE INDEX slow_key ON public.slow (id);
+CREATE MATERIALIZED VIEW public.once AS SELECT id, pg_sleep(0.3)::text AS slept FROM public.t WITH NO DATA;
+CREATE UNIQUE INDEX once_key ON public.once (id);
 """
 # What is in public.slow and not in its definition, and the other way round.
 DIFFERENCE = """
@@ -34,6 +36,9 @@ retries = ["200ms", "500ms", "2s", "5s"]
 [databases.kept.views."public.slow"]
 tier = "daily"
 retries = ["200ms", "500ms", "2s", "5s"]
+[databases.kept.views."public.once"]
+tier = "fifteen_minutes"
+retries = []
 """
 
 

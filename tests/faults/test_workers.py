@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fleet.errors import TransientError
 from fleet.ledger import Run, State
 from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA, SLOW_S
 from tests.processes import TIER, VIEW, Fleet, Kept, Process, descendants, fleet, keep, wait_gone
@@ -148,6 +149,21 @@ def test_a_view_that_kills_its_worker_every_time_is_given_up(
     ended = kept.ended(run_id)
     assert (ended.state, ended.attempt) == (State.LOST, 2)
     assert ended.reason == "attempts exhausted without an answer"
+
+
+def test_a_last_attempt_that_fails_is_a_failure_and_no_database_that_is_away(
+    upkeep: Fleet, worker: Process, kept: Kept
+) -> None:
+    task_id = upkeep.send(VIEW, database="kept", view="public.once", result=True)
+    session = kept.wait_refreshing("public.once")
+    kept.change("SELECT pg_terminate_backend(%s)", session)
+    run = kept.final(task_id)
+    assert (run.state, run.attempt, run.max_attempts) == (State.FAILED, 1, 1)
+    assert run.error is not None
+    assert (run.error["kind"], run.error["sqlstate"]) == ("transient", "57P01")
+    meta = wait_until(lambda: (m := upkeep.result(task_id))["status"] in {"SUCCESS", "FAILURE"} and m)
+    assert isinstance(meta["result"], TransientError)
+    assert worker.lines(event="request.database_unreachable") == []
 
 
 def test_sigterm_in_the_middle_of_a_refresh(upkeep: Fleet, worker: Process, kept: Kept) -> None:

@@ -169,9 +169,7 @@ def claim(
         yield None
         return
     try:
-        with connection.transaction():
-            connection.execute("SET LOCAL synchronous_commit = off")
-            run = _run(connection, "claim_run", id=run_id, worker=worker, task=task)
+        run = _run(connection, "claim_run", id=run_id, worker=worker, task=task)
         yield run
     finally:
         locks.release(connection, key)
@@ -225,9 +223,7 @@ def open_runs(connection: psycopg.Connection[Any]) -> list[dict[str, Any]]:
 
 def show_progress(connection: psycopg.Connection[Any], run_id: int, **progress: Any) -> None:
     """Note where a run is; for watchers only, so the disk is not waited for."""
-    with connection.transaction():
-        connection.execute("SET LOCAL synchronous_commit = off")
-        connection.execute(_text("show_progress"), {"id": run_id, "progress": Jsonb(progress)})
+    connection.execute(_text("show_progress"), {"id": run_id, "progress": Jsonb(progress)})
 
 
 def finish(

@@ -19,6 +19,8 @@ SELECT r.id, false
 
 -- name: claim_run
 -- What is this run, now that its lock is ours? Marks it running unless it is final, not due yet, or out of attempts.
+-- Not waited for on disk: if a crash forgets it, the run's lock is gone as well, and the run is found again.
+WITH unhurried AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', 'off', true))
 UPDATE upkeep.run AS r
    SET state = CASE WHEN r.attempt >= r.max_attempts THEN 'lost' ELSE 'running' END,
        attempt = least(r.attempt + 1, r.max_attempts),
@@ -26,6 +28,7 @@ UPDATE upkeep.run AS r
        finished_at = CASE WHEN r.attempt >= r.max_attempts THEN pg_catalog.clock_timestamp() END,
        reason = CASE WHEN r.attempt >= r.max_attempts THEN 'attempts exhausted without an answer' END,
        not_before = NULL, waits_for = NULL, worker = :worker, progress = NULL
+  FROM unhurried
  WHERE r.id = :id
    AND (:task::text IS NULL OR r.task = :task)
    AND r.finished_at IS NULL
@@ -53,8 +56,9 @@ SELECT r.id
  LIMIT 1;
 
 -- name: show_progress!
--- Notes where a running run is, for whoever watches.
-UPDATE upkeep.run SET progress = :progress WHERE id = :id AND state = 'running';
+-- Notes where a running run is, for whoever watches; the disk is not waited for.
+WITH unhurried AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', 'off', true))
+UPDATE upkeep.run SET progress = :progress FROM unhurried WHERE id = :id AND state = 'running';
 
 -- name: finish_run!
 -- Ends a run.

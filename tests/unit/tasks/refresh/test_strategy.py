@@ -25,7 +25,7 @@ def test_a_view_with_a_unique_index_is_refreshed_concurrently():
 def test_without_a_way_to_do_it_concurrently_a_plain_refresh_is_bounded(found):
     chosen = choose(subject("v", found=found))
     assert chosen.how is How.PLAIN_BOUNDED
-    assert chosen.statement_timeout == PLAIN_LIMIT
+    assert chosen.statement_timeout < PLAIN_LIMIT
     assert chosen.lock_timeout < PLAIN_LIMIT
 
 

@@ -32,8 +32,9 @@ from fleet.postgres.migrations import migrate
 from worker.demo import Fleet
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
-# What anybody would set on a small server; everything else is PostgreSQL's default, durability above all.
-POSTGRES_SETTINGS: Mapping[str, str] = {"shared_buffers": "512MB", "work_mem": "64MB", "max_wal_size": "4GB"}
+# What anybody would set on a small server; everything else is PostgreSQL's default: durability above all, and work_mem,
+# which is meant for many dashboard queries at once.
+POSTGRES_SETTINGS: Mapping[str, str] = {"shared_buffers": "512MB", "max_wal_size": "4GB"}
 POSTGRES_VERSION = 18
 
 # As in any deployment: an owner of the data, and the fleet's own role, which is no superuser.

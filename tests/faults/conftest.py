@@ -11,7 +11,7 @@ from tests import servers
 from worker.embedded import EmbeddedPostgres, EmbeddedRedis
 
 # How long a refresh of public.slow takes: long enough to be caught in the middle of.
-SLOW_S = 3
+SLOW_S = 2
 
 SCHEMA = f"""
 CREATE TABLE public.t (id int PRIMARY KEY);

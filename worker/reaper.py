@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 # How late a waiting run may start; one query per database and worker in this time.
 INTERVAL_S = 1.0
-# After an error. Nothing is tried again sooner than the reaper is back, and a database that is away costs one line in all.
+# After an error: no retry comes before the reaper is back. A database that is away costs one line in all.
 PAUSE_S = 2.0
 
 

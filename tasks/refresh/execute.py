@@ -40,7 +40,9 @@ _sql = load("tasks.refresh", "sql/execute.sql")
 REFRESH_VIEW = "upkeep.refresh.view"
 # Longer would keep a worker's place from other work; the run is handed back and another worker finishes it.
 BUSY_WAIT_S = 3.0
-BUSY_POLL_S = 0.05
+# What is busy with a skip is free again in milliseconds, what is busy with a refresh in seconds: look often at first.
+FIRST_POLL_S = 0.004
+LAST_POLL_S = 0.1
 HAND_BACK = timedelta(seconds=2)
 # Tries within one attempt when only the lock was not free: jittered, a few seconds in all.
 LOCK_TRIES = 5
@@ -90,6 +92,7 @@ class Refresher:
     def _bring_up(self, run: Run, needs: list[Need], stale: list[str]) -> Wait | None:
         """Refresh upstream views here, or wait for the workers that do; a failed one does not stop the view."""
         deadline = time.monotonic() + BUSY_WAIT_S
+        pauses = _pauses()
         pending = list(needs)
         while pending:
             still: list[Need] = []
@@ -105,7 +108,7 @@ class Refresher:
                     reason=f"waiting for {still[0].view}", wait=HAND_BACK, waits_for=str(still[0].view)
                 )
             if still and len(still) == len(pending):
-                time.sleep(BUSY_POLL_S)
+                time.sleep(next(pauses))
             pending = still
         return None
 
@@ -320,11 +323,12 @@ class Refresher:
         """One of the database's places for refreshes, waited for briefly."""
         keys = [locks.slot_key(n) for n in range(self.database.max_parallel_refreshes)]
         deadline = time.monotonic() + BUSY_WAIT_S
+        pauses = _pauses()
         while True:
             held = next((k for k in keys if locks.try_acquire(self.connection, k)), None)
             if held is not None or time.monotonic() >= deadline:
                 break
-            time.sleep(BUSY_POLL_S)
+            time.sleep(next(pauses))
         try:
             yield held
         finally:
@@ -348,6 +352,13 @@ def take_reading(connection: psycopg.Connection[Any], subject: Subject, server: 
         today=server.clock.astimezone(ZoneInfo(zone)).date() if zone else server.today,
         refresh_ids={str(n): states[str(n)].refresh_id for n in subject.upstream if str(n) in states},
     )
+
+
+def _pauses() -> Iterator[float]:
+    pause = FIRST_POLL_S
+    while True:
+        yield pause
+        pause = min(2 * pause, LAST_POLL_S)
 
 
 class Held(Enum):

@@ -48,10 +48,11 @@ SELECT r.* FROM upkeep.run r WHERE r.request_id = :request_id;
 SELECT r.* FROM upkeep.run r WHERE r.parent_id = :id ORDER BY r.id;
 
 -- name: open_run_for
--- Is there an open run that will bring this target up to a moment anyway?
+-- Is there an open run that will bring this target up to a moment anyway? Not a tick's, which counters may satisfy.
 SELECT r.id
   FROM upkeep.run r
  WHERE r.task = :task AND r.target = :target AND r.as_of >= :as_of AND r.finished_at IS NULL
+   AND r.entry IN ('operator', 'event', 'upstream')
  ORDER BY r.as_of, r.id
  LIMIT 1;
 

@@ -38,9 +38,10 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """Nothing had to be done, and why."""
+    """Nothing had to be done, and why; `recorded` as for Done."""
 
     reason: str
+    recorded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,9 @@ def perform(
                 ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
             _say("info", event, State.SUCCEEDED, **result)
             return Conclusion(state=State.SUCCEEDED, summary=dict(result))
-        case Skip(reason=reason):
-            ledger.finish(connection, run.id, State.SKIPPED, reason=reason)
+        case Skip(reason=reason, recorded=recorded):
+            if not recorded:
+                ledger.finish(connection, run.id, State.SKIPPED, reason=reason)
             _say("info", event, State.SKIPPED, reason=reason)
             return Conclusion(state=State.SKIPPED, summary={"reason": reason})
         case Wait():

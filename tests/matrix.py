@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -89,30 +90,44 @@ def main(arguments: list[str] | None = None) -> int:
         "names", nargs="*", metavar="server", help=f"some of: {' '.join(NAMES)}; default: all"
     )
     parser.add_argument("--pytest", default="", metavar="ARGUMENTS", help="more arguments for pytest")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="servers tested side by side; default: %(default)s; with 1 the output is shown as it comes",
+    )
     asked = parser.parse_args(arguments)
     names = list(dict.fromkeys(asked.names)) or list(NAMES)
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"no such server: {' '.join(unknown)}; there are {' '.join(NAMES)}")
-    outcomes = []
-    for name in names:
-        print(f"\n=== PostgreSQL {name} ===", flush=True)
-        outcomes.append(run(name, asked.pytest.split()))
-        if outcomes[-1].problem:
-            print(outcomes[-1].problem, flush=True)
+    with ThreadPoolExecutor(max_workers=asked.at_once) as pool:
+        # One after the other until a server is known to be what it should be; then side by side.
+        running = [run(name, asked.pytest.split(), pool, stream=asked.at_once == 1) for name in names]
+        outcomes = [outcome.result() for outcome in running]
     print("\n" + summary(outcomes), flush=True)
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
-def run(name: str, pytest_arguments: list[str]) -> Outcome:
-    """Get a server, see that it is what it should be, and run the tests on it."""
+def run(name: str, pytest_arguments: list[str], pool: ThreadPoolExecutor, *, stream: bool) -> Future[Outcome]:
+    """Get a server, see that it is what it should be, and have the tests run on it."""
     started = time.monotonic()
     try:
         bin_dir = provide(name)
         found = inspect(bin_dir)
     except UpkeepError as error:
-        return Outcome(name=name, problem=str(error), duration_s=time.monotonic() - started)
+        print(f"PostgreSQL {name}: {error}", flush=True)
+        failed: Future[Outcome] = Future()
+        failed.set_result(Outcome(name=name, problem=str(error), duration_s=time.monotonic() - started))
+        return failed
+    return pool.submit(test, name, found, bin_dir, pytest_arguments, stream=stream)
+
+
+def test(name: str, found: str, bin_dir: Path, pytest_arguments: list[str], *, stream: bool) -> Outcome:
+    """Run the tests that touch PostgreSQL on one server; what they print comes at the end, unless streamed."""
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
+        report, output = Path(folder) / "report.xml", Path(folder) / "output"
         command = [
             sys.executable,
             "-m",
@@ -123,13 +138,16 @@ def run(name: str, pytest_arguments: list[str]) -> Outcome:
             *pytest_arguments,
         ]
         environment = {**os.environ, "UPKEEP_TEST_POSTGRES": str(bin_dir)}
-        with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:
-                process.wait()  # pytest got it too, and stops its servers
-                raise
+        with output.open("wb") as file:
+            sink = None if stream else file
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sink, stderr=sink) as process:
+                try:
+                    status = process.wait()
+                except KeyboardInterrupt:
+                    process.wait()  # pytest got it too, and stops its servers
+                    raise
         counts = read_report(report)
+        print(f"\n=== PostgreSQL {name} ===\n{output.read_text(errors='replace')}", flush=True)
     problem = ""
     if status == 5 or (status == 0 and counts["passed"] == 0):
         problem = "no tests ran"  # a marker that fell off must not look like success

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from kombu.entity import Exchange, Queue
 
 from fleet import logs, settings
-from fleet.errors import UpkeepError
+from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
 from schedules.cron_schedule import CronSchedule
@@ -43,7 +43,12 @@ class Upkeep(Celery):  # type: ignore[misc]  # celery ships no types
     @cached_property
     def runtime(self) -> Runtime:
         """Loaded once per process tree; the pools inside open per process."""
-        return Runtime(settings=settings.load(), pools=Pools())
+        try:
+            loaded = settings.load()
+        except ConfigurationError as exc:
+            # A hundred lines of Celery's frames would hide the list of what is wrong.
+            raise SystemExit(f"upkeep: {exc}") from None
+        return Runtime(settings=loaded, pools=Pools())
 
 
 def configuration(fleet: settings.Settings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import random
 import secrets
@@ -49,6 +50,7 @@ OVERTIME_S = 120.0
 STOP_S = 45.0
 LOG_TAIL_LINES = 30
 
+EXAMPLES = ("lending", "trading")
 OWNER = "app_owner"
 ROLE = "upkeep"
 
@@ -118,6 +120,41 @@ class Fleet:
         return killed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the demo went."""
+
+    problems: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    bursts: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.problems
+
+    def document(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return {
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "bursts_written": self.bursts,
+            "views": [
+                {
+                    "view": row.view,
+                    "tier": row.tier,
+                    "age_s": row.age.total_seconds() if row.age is not None else None,
+                    "last_run": row.run.state if row.run else None,
+                    "duration_s": row.duration.total_seconds() if row.duration is not None else None,
+                    "rows_changed": row.rows_changed,
+                    "next_slot": row.next_slot.isoformat(),
+                    "refreshed": row.succeeded,
+                }
+                for row in self.rows
+            ],
+        }
+
+
 class Writer(threading.Thread):
     """The application: it knows nothing of Upkeep and writes until it is stopped."""
 
@@ -155,30 +192,43 @@ def run(
     scale: float | None = None,
     duration: float | None = None,
     interactive: bool | None = None,
+    as_json: bool = False,
 ) -> int:
     """Run the demo until Ctrl-C, or for `duration` seconds; returns the exit code.
 
-    0: every view was refreshed at least once and no refresh failed.
+    0: every view was refreshed at least once and no refresh failed. With `as_json` stdout gets one document at the end,
+    everything else goes to stderr.
+
+    Raises:
+        UpkeepError: no such example, or no such scale.
     """
+    if example not in EXAMPLES:
+        raise UpkeepError(f"There is no example {example!r}", remedy=f"Use one of: {', '.join(EXAMPLES)}")
+    if scale is not None and scale <= 0:
+        raise UpkeepError(f"The scale must be above 0, not {scale:g}", remedy="1 is the documented scale")
+    terminal = sys.stderr if as_json else sys.stdout
     # A pipe or a file has no width of its own; a table needs some.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    live = console.is_terminal if interactive is None else interactive
+    console = Console(file=terminal, width=None if terminal.isatty() else 120)
+    live = (console.is_terminal and not as_json) if interactive is None else interactive
     chosen: Example = importlib.import_module(f"examples.{example}")
     with _interruptible() as stopped, _folder() as folder:
         try:
-            return _run(
+            verdict = _run(
                 console,
                 chosen,
                 example,
                 folder,
-                scale=scale or DEFAULT_SCALE,
+                scale=DEFAULT_SCALE if scale is None else scale,
                 duration=duration,
                 live=live,
                 stopped=stopped,
             )
         except UpkeepError as exc:
+            verdict = Verdict(problems=(str(exc),))
             console.print(f"[bold red]error:[/] {exc}")
-            return 1
+    if as_json:
+        print(json.dumps(verdict.document()))
+    return 0 if verdict.ok else 1
 
 
 def _run(
@@ -191,7 +241,7 @@ def _run(
     duration: float | None,
     live: bool,
     stopped: threading.Event,
-) -> int:
+) -> Verdict:
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -242,7 +292,7 @@ def _run(
                     "" if duration else "Ctrl-C stops everything.",
                 ],
             )
-            code = _watch(
+            verdict = _watch(
                 console,
                 board,
                 fleet,
@@ -260,7 +310,7 @@ def _run(
             if killed:
                 say(f"[red]had to kill {', '.join(killed)}[/]")
         say("stopped")
-    return code
+    return verdict
 
 
 def _watch(
@@ -274,8 +324,8 @@ def _watch(
     duration: float | None,
     live: bool,
     stopped: threading.Event,
-) -> int:
-    """Show the table until it is time; returns the exit code."""
+) -> Verdict:
+    """Show the table until it is time."""
     began = time.monotonic()
     rows: list[Row] = []
     reported: float | None = None
@@ -312,7 +362,7 @@ def _watch(
 
 def _verdict(
     console: Console, rows: list[Row], fleet: Fleet, writer: Writer, *, dead: str | None, interrupted: bool
-) -> int:
+) -> Verdict:
     problems = [f"{row.view}: {row.problem}" for row in rows if row.problem]
     if not interrupted:
         problems += [f"{row.view} was never refreshed" for row in rows if not row.succeeded]
@@ -323,10 +373,9 @@ def _verdict(
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
     if not problems and not interrupted:
-        console.print(
-            f"[bold green]ok:[/] {len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes"
-        )
-    return 1 if problems else 0
+        said = f"{len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes"
+        console.print(f"[bold green]ok:[/] {said}")
+    return Verdict(problems=tuple(problems), rows=tuple(rows), bursts=writer.bursts)
 
 
 def _prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: float) -> tuple[str, str]:

@@ -65,9 +65,8 @@ class Refresher:
         """Bring a view up to the run's as_of, its upstream views first.
 
         Raises:
-            PermanentError: not managed, missing, not a materialized view, not ours to refresh, only
-            refreshable by blocking. psycopg.Error: as the server said it; the caller tells transient from
-            permanent.
+            PermanentError: not managed, missing, not a materialized view, not ours, only refreshable by blocking.
+            psycopg.Error: as the server said it; the caller tells transient from permanent.
 
         """
         subjects = views.look(self.connection, self.database, name)
@@ -192,7 +191,7 @@ class Refresher:
                     ledger.finish(
                         self.connection, run.id, State.SKIPPED, reason="its sources have not changed"
                     )
-                return Skip(reason="its sources have not changed")
+                return Skip(reason="its sources have not changed", recorded=True)
             with self._place() as place:
                 if place is None:
                     limit = self.database.max_parallel_refreshes

@@ -165,6 +165,7 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Start a whole fleet on this machine and watch it keep a sample system fresh.
 
@@ -172,4 +173,4 @@ def demo(
     """
     from worker.demo import run as run_demo  # noqa: PLC0415
 
-    return run_demo(example=example, scale=scale, duration=duration, interactive=interactive)
+    return run_demo(example=example, scale=scale, duration=duration, interactive=interactive, as_json=as_json)

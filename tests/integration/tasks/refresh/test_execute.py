@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from fleet import ledger
-from fleet.ledger import State
+from fleet.ledger import NewRun, State
 from fleet.names import RelationName
 from fleet.postgres import locks
 from fleet.postgres.connect import connect
@@ -99,6 +99,16 @@ def test_upstream_is_refreshed_first_by_an_operators_request(system):
         State.SUCCEEDED,
         f"run {run.id}",
     )
+
+
+def test_an_open_tick_of_an_upstream_view_is_not_enough_for_an_operator(system):
+    system.refresh("public.top")
+    # It may end by counters, which an operator's request is not satisfied by.
+    tick = {"task": execute.REFRESH_VIEW, "target": "public.base", "entry": "five_minutes", "queue": "refresh"}
+    ledger.insert(system.connection, NewRun(**tick, slot=system.now() + timedelta(hours=1)))
+    run = system.refresh("public.top")
+    upstream = ledger.history(system.connection, target="public.base")[0]
+    assert (upstream.entry, upstream.state, upstream.as_of) == ("upstream", State.SUCCEEDED, run.as_of)
 
 
 def test_a_tick_brings_upstream_to_its_own_tiers_slot_only(system):

@@ -29,8 +29,10 @@ install = lending.install
 
 def install_broken(conn, **options):
     install(conn, **options)
-    broken = "SELECT 1 / (count(*) - count(*)) AS n FROM pg_class"
-    conn.execute(f"CREATE MATERIALIZED VIEW public.mv_broken AS {broken} WITH NO DATA")
+    conn.execute(
+        "CREATE MATERIALIZED VIEW public.mv_broken AS SELECT 1 / (count(*) - count(*)) AS n FROM pg_class"
+        " WITH NO DATA"
+    )
 
 lending.install = install_broken
 lending.CONFIG += '\\n[databases.lending.views."public.mv_broken"]\\ntier = "daily"\\n'

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from fleet.errors import PermanentError
@@ -43,7 +44,9 @@ def test_the_grants_are_enough_and_can_be_run_again(database, role):
     fleet_url = role(database, "up-keep")
     with database.connect() as admin:
         admin.execute('GRANT CREATE ON SCHEMA public TO "app owner"')
-        admin.execute(f'REVOKE TEMPORARY ON DATABASE "{database.name}" FROM PUBLIC')
+        admin.execute(
+            sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database.name))
+        )
     with psycopg.connect(owner_url) as owner:
         owner.execute(
             "CREATE TABLE public.t (id int); INSERT INTO public.t VALUES (1);"

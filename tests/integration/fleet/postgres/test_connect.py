@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fleet.errors import PermanentError, TransientError
 from fleet.postgres import connect as module
@@ -37,11 +38,14 @@ def test_every_session_carries_its_timeouts_and_returns_to_them(database):
 
 
 def test_a_databases_own_defaults_do_not_change_what_a_refresh_sees(database):
+    defaults = {"default_transaction_isolation": "serializable", "default_transaction_read_only": "on"}
     with database.connect() as admin:
-        admin.execute(
-            f"ALTER DATABASE \"{database.name}\" SET default_transaction_isolation = 'serializable'"
-        )
-        admin.execute(f'ALTER DATABASE "{database.name}" SET default_transaction_read_only = on')
+        for name, value in defaults.items():
+            admin.execute(
+                sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                    sql.Identifier(database.name), sql.Identifier(name), sql.Literal(value)
+                )
+            )
     with connect(database.url, application_name="upkeep/test") as opened, opened.transaction():
         assert shown(opened, "transaction_isolation") == "read committed"
         assert shown(opened, "transaction_read_only") == "off"

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fleet import ledger
 from fleet.ledger import NewRun, State
@@ -104,7 +105,12 @@ def test_upstream_is_refreshed_first_by_an_operators_request(system):
 def test_an_open_tick_of_an_upstream_view_is_not_enough_for_an_operator(system):
     system.refresh("public.top")
     # It may end by counters, which an operator's request is not satisfied by.
-    tick = {"task": execute.REFRESH_VIEW, "target": "public.base", "entry": "five_minutes", "queue": "refresh"}
+    tick = {
+        "task": execute.REFRESH_VIEW,
+        "target": "public.base",
+        "entry": "five_minutes",
+        "queue": "refresh",
+    }
     ledger.insert(system.connection, NewRun(**tick, slot=system.now() + timedelta(hours=1)))
     run = system.refresh("public.top")
     upstream = ledger.history(system.connection, target="public.base")[0]
@@ -314,7 +320,11 @@ def test_a_refresh_has_the_memory_of_maintenance(upkeep_database, server_has, de
             "CREATE MATERIALIZED VIEW public.v AS SELECT current_setting('work_mem') AS m WITH NO DATA"
         )
         for name, value in server_has.items():
-            connection.execute(f"ALTER DATABASE \"{upkeep_database.name}\" SET {name} = '{value}'")
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                    sql.Identifier(upkeep_database.name), sql.Identifier(name), sql.Literal(value)
+                )
+            )
     system = System(upkeep_database, [view("public.v", work_mem=declared)])
     system.refresh("public.v")
     assert system.scalar("SELECT m FROM public.v") == expected

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from fleet.postgres.catalog.definition import read_definitions
 from fleet.postgres.catalog.reading import read_reading
@@ -73,8 +74,12 @@ def test_a_latin_1_database(database: Database) -> None:
     name = f"{database.name}_latin1"
     with servers.admin(database.server) as admin:
         # The embedded server's default provider knows UTF-8 only; before 15 a database had no choice of one.
-        provider = "LOCALE_PROVIDER libc" if admin.info.server_version >= 150_000 else ""
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING LATIN1 LOCALE 'C' {provider}")
+        provider = sql.SQL("LOCALE_PROVIDER libc" if admin.info.server_version >= 150_000 else "")
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING LATIN1 LOCALE 'C' {}").format(
+                sql.Identifier(name), provider
+            )
+        )
     latin = Database(server=database.server, name=name)
     try:
         with latin.connect() as conn:

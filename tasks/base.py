@@ -80,7 +80,7 @@ class Runtime:
     pools: Pools
 
     @contextmanager
-    def connection(self, database: Database, *, name: str) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, database: Database, *, name: str | None) -> Iterator[psycopg.Connection[Any]]:
         """A working connection to a kept database, in autocommit mode."""
         with self.pools.connection(
             database.name,
@@ -189,7 +189,9 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         target = getattr(arguments, "view", None) or getattr(arguments, "tier", None) or arguments.run or ""
         try:
             try:
-                with self.runtime.connection(database, name=self._session_name(target)) as connection:
+                # A bell only knows a number: its session gets its name with the run.
+                name = None if arguments.run is not None else self._session_name(target)
+                with self.runtime.connection(database, name=name) as connection:
                     summary, failure = self._claim(connection, arguments, database)
             except (errors.UndefinedTable, errors.InvalidSchemaName) as exc:
                 raise PermanentError(

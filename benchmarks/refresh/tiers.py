@@ -49,7 +49,7 @@ def measure(bench: Bench, deadline: Deadline) -> None:
         pair.peer.owner() as peer,
         pair.peer.owner() as rich_peer,
     ):
-        # How much of the difference is memory: the same statements with what our refreshes give themselves.
+        # Whether memory makes a difference: the same statements with what the server gives its maintenance.
         rich_peer.execute("SELECT set_config('work_mem', current_setting('maintenance_work_mem'), false)")
         done: dict[str, list[Run]] = {kind: [] for kind in WRITES}
         # "nothing" comes last in every round: what was written before it has been refreshed in both.
@@ -58,7 +58,7 @@ def measure(bench: Bench, deadline: Deadline) -> None:
                 f"{kind}.ours": _ours(kind, pair, worker, application, done[kind]),
                 f"{kind}.theirs": _theirs(kind, peers_application, peer),
                 # Right after the other one, so with nothing left to write: to its advantage.
-                f"{kind}.theirs, our memory": lambda _: refresh_one_after_the_other(rich_peer, THEIR_ORDER),
+                f"{kind}.theirs, more memory": lambda _: refresh_one_after_the_other(rich_peer, THEIR_ORDER),
             }
             for kind in WRITES
         ]
@@ -73,10 +73,10 @@ def measure(bench: Bench, deadline: Deadline) -> None:
         ratio = timings.ratio(f"{kind}.theirs", f"{kind}.ours")
         if ratio is not None:
             report.add(bound.metric, ratio, bound.unit, rounds=timings.rounds)
-        equal = timings.ratio(f"{kind}.theirs, our memory", f"{kind}.ours")
+        equal = timings.ratio(f"{kind}.theirs, more memory", f"{kind}.ours")
         if equal is not None:
-            note = "if their session had our work_mem"
-            report.add(f"{bound.metric}.equal_memory", equal, bound.unit, rounds=timings.rounds, note=note)
+            note = "if their session had maintenance_work_mem"
+            report.add(f"{bound.metric}.more_memory", equal, bound.unit, rounds=timings.rounds, note=note)
         report.hold(bound, ratio, rounds=timings.rounds, doubt=bench.scale_doubt)
 
 

@@ -117,7 +117,7 @@ class Pools:
 
     @contextmanager
     def connection(
-        self, database: str, conninfo: str, *, application_name: str, lock_timeout: timedelta
+        self, database: str, conninfo: str, *, application_name: str | None, lock_timeout: timedelta
     ) -> Iterator[psycopg.Connection[Any]]:
         """Borrow a connection in autocommit mode, with the caller's name on it and no lock left over from before."""
         pool = self._pool(database, conninfo, lock_timeout)
@@ -125,13 +125,14 @@ class Pools:
             connection = pool.getconn(timeout=CONNECT_TIMEOUT_S)
         except PoolTimeout as exc:
             # The pool keeps the reason to its log: ask once more to be able to say it.
-            with connect(conninfo, application_name=application_name):
+            with connect(conninfo, application_name=application_name or "upkeep"):
                 pass
             raise TransientError(
                 f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s"
             ) from exc
         try:
-            rename(connection, application_name)
+            if application_name is not None:
+                rename(connection, application_name)
             yield connection
         finally:
             pool.putconn(connection)

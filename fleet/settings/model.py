@@ -180,7 +180,7 @@ class View(_Table):
     max_skip: Annotated[timedelta, _between("0s", "30d")] = timedelta(hours=1)
     """How long unchanged counters may stand in for a real refresh."""
     work_mem: Memory | None = None
-    """Memory for each sort and hash of the refresh; None is the server's maintenance_work_mem, up to 256 MB."""
+    """Memory for each sort and hash of the refresh; None is the database's own work_mem."""
     timezone: Zone | None = None
     """The session's TimeZone for the refresh; None is the database's own."""
     queue: Literal["refresh", "refresh.slow"] = "refresh"

@@ -46,9 +46,8 @@ LAST_POLL_S = 0.1
 HAND_BACK = timedelta(seconds=2)
 # Tries within one attempt when only the lock was not free: jittered, a few seconds in all.
 LOCK_TRIES = 5
-# A refresh is maintenance: it gets the server's maintenance_work_mem, but not the gigabytes that are meant
-# for one index build at a time; a plan may use it several times over.
-MOST_WORK_MEM = "256MB"
+# A refresh that takes less than this is over before anybody could watch it.
+WATCHED_S = 1.0
 # pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
 FORCE_FLUSH_SINCE = 150000
 
@@ -223,15 +222,16 @@ class Refresher:
         stale: tuple[str, ...],
     ) -> Mapping[str, Any]:
         expected = subject.state.duration.total_seconds() if subject.state.duration else None
-        ledger.show_progress(
-            self.connection,
-            run.id,
-            phase="refreshing",
-            view=str(subject.name),
-            strategy=strategy.how.value,
-            reason=reason,
-            expected_s=expected,
-        )
+        if expected is None or expected >= WATCHED_S:
+            ledger.show_progress(
+                self.connection,
+                run.id,
+                phase="refreshing",
+                view=str(subject.name),
+                strategy=strategy.how.value,
+                reason=reason,
+                expected_s=expected,
+            )
         try:
             for attempt in stamina.retry_context(
                 on=errors.LockNotAvailable, attempts=LOCK_TRIES, timeout=None, wait_initial=0.1, wait_max=1.0
@@ -278,7 +278,6 @@ class Refresher:
                     "statement_timeout": _ms(strategy.statement_timeout),
                     "timezone": subject.declared.timezone,
                     "work_mem": subject.declared.work_mem,
-                    "most": MOST_WORK_MEM,
                 },
             ).fetchone()
             assert row is not None  # SELECT without FROM

@@ -4,8 +4,4 @@ SELECT pg_catalog.clock_timestamp(),
        pg_catalog.set_config('lock_timeout', :lock_timeout, true),
        pg_catalog.set_config('statement_timeout', :statement_timeout, true),
        CASE WHEN :timezone::text IS NOT NULL THEN pg_catalog.set_config('TimeZone', :timezone, true) END,
-       pg_catalog.set_config('work_mem', coalesce(:work_mem::text, m.own), true)
-  FROM (SELECT (greatest(
-                    pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem')),
-                    least(pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')), pg_catalog.pg_size_bytes(:most)))
-                / 1024)::text || 'kB' AS own) AS m;
+       CASE WHEN :work_mem::text IS NOT NULL THEN pg_catalog.set_config('work_mem', :work_mem, true) END;

@@ -100,7 +100,13 @@ def test_the_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("worker.demo.run", run)
     assert cli.run(["demo", "--example", "trading", "--scale", "0.5", "--duration", "60", "--no-ui"]) == 3
-    assert given == {"example": "trading", "scale": 0.5, "duration": 60.0, "interactive": False}
+    assert given == {
+        "example": "trading",
+        "scale": 0.5,
+        "duration": 60.0,
+        "interactive": False,
+        "as_json": False,
+    }
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:

@@ -278,10 +278,12 @@ class Refresher:
                     "statement_timeout": _ms(strategy.statement_timeout),
                     "timezone": subject.declared.timezone,
                     "work_mem": subject.declared.work_mem,
+                    "relation": found.oid,
                 },
             ).fetchone()
             assert row is not None  # SELECT without FROM
             snapshot_at: datetime = row[0]
+            counted_before: int = row[1]
             began = time.monotonic()
             connection.execute(
                 sql.SQL("REFRESH MATERIALIZED VIEW {}{}").format(
@@ -290,7 +292,7 @@ class Refresher:
                 )
             )
             duration = timedelta(seconds=time.monotonic() - began)
-            rows_changed = views.rows_written(connection, found.oid)
+            rows_changed = views.rows_written(connection, found.oid) - counted_before
             plain = not strategy.concurrently
             result = {
                 "strategy": strategy.how.value,

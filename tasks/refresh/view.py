@@ -210,7 +210,7 @@ def record_too_slow(connection: psycopg.Connection[Any], view: RelationName, at_
 
 
 def rows_written(connection: psycopg.Connection[Any], relation: int) -> int:
-    """Rows inserted, updated and deleted in a relation by the current transaction."""
+    """Rows that this session has counted as written to a relation: in its transaction, and before, if not sent off."""
     row = connection.execute(_sql.rows_written.sql, {"relation": relation}).fetchone()
     return sum(int(n) for n in row) if row else 0
 

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -411,10 +412,13 @@ class TestRedis:
 class TestFixtures:
     """What the other tests stand on."""
 
+    left_behind: ClassVar[list[str]] = []
+
     def test_a_database_is_fresh_and_a_role_is_plain(
         self, request: pytest.FixtureRequest, database: servers.Database, role
     ) -> None:
         connection = database.connect()
+        self.left_behind.append(database.name)
         assert connection.autocommit
         assert connection.execute(
             "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
@@ -435,7 +439,12 @@ class TestFixtures:
         self, postgres_server: EmbeddedPostgres
     ) -> None:
         assert query(postgres_server, "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'odd%'") == 0
-        assert query(postgres_server, "SELECT count(*) FROM pg_database WHERE datname LIKE 'test%'") == 0
+        with servers.admin(postgres_server) as admin:
+            assert self.left_behind
+            found = admin.execute(
+                "SELECT datname FROM pg_database WHERE datname = ANY (%s)", (self.left_behind,)
+            )
+            assert found.fetchall() == []
 
     def test_an_upkeep_database_is_migrated(self, upkeep_database: servers.Database) -> None:
         assert upkeep_database.connect().execute(

@@ -92,11 +92,15 @@ class Refresher:
         deadline = time.monotonic() + BUSY_WAIT_S
         pauses = _pauses()
         pending = list(needs)
+        # Asked for once, however often it is looked at: an insert that conflicts uses up an id.
+        asked: dict[RelationName, int] = {}
         while pending:
             still: list[Need] = []
             for need in pending:
                 # An upstream's own upstream comes first in the list; while that is busy, this one waits too.
-                state = self._bring_up_one(run, need)
+                if need.view not in asked:
+                    asked[need.view] = self._ask_for(run, need)
+                state = self._bring_up_one(need, asked[need.view])
                 if state is None:
                     still.append(need)
                 elif state not in {State.SUCCEEDED, State.SKIPPED}:
@@ -110,11 +114,8 @@ class Refresher:
             pending = still
         return None
 
-    def _bring_up_one(self, parent: Run, need: Need) -> State | None:
-        """The state that an upstream's run ended in, None while somebody works on it.
-
-        WAITING: it failed and will be tried again.
-        """
+    def _ask_for(self, parent: Run, need: Need) -> int:
+        """The run that brings an upstream view up: an open one that will do so anyway, or its own."""
         declared = self.database.views[need.view]
         run_id = None
         if need.entry == ledger.UPSTREAM:
@@ -133,6 +134,14 @@ class Refresher:
                 requested_by=f"run {parent.id}",
             )
             run_id, _ = ledger.insert(self.connection, new)
+        return run_id
+
+    def _bring_up_one(self, need: Need, run_id: int) -> State | None:
+        """The state that an upstream's run ended in, None while somebody works on it.
+
+        WAITING: it failed and will be tried again.
+        """
+        declared = self.database.views[need.view]
         with ledger.claim(self.connection, run_id, worker=self.worker) as run:
             if run is None:
                 known = ledger.get(self.connection, run_id)

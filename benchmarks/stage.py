@@ -30,7 +30,8 @@ from fleet.errors import UpkeepError
 from fleet.postgres.connect import Pools
 from fleet.postgres.migrations import migrate
 from worker.demo import Fleet
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # What anybody would set on a small server; everything else is PostgreSQL's default: durability above all, and work_mem,
 # which is meant for many dashboard queries at once.

@@ -17,7 +17,8 @@ import redis
 
 from tests import servers
 from tests.servers import Database
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 
 class NewDatabase(Protocol):

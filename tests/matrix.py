@@ -27,7 +27,7 @@ from psycopg import sql
 
 from fleet.errors import UpkeepError
 from tests import servers
-from worker.embedded import ServerError
+from worker.embedded.errors import ServerError
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = ROOT / ".servers"

@@ -29,7 +29,9 @@ from fleet.postgres.migrations import migrate
 from tests import servers
 from tests.servers import Database
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis, bound_to_us
+from worker.embedded.launcher import bound_to_us
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # Two noisy cores, and Celery takes two seconds of one of them to start.
 START_TIMEOUT_S = 60.0

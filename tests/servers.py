@@ -17,7 +17,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # Nothing here outlives the run, so nothing waits for a disk. A test that cuts the power asks for a server of
 # its own: `new_postgres(**DURABLE)`.

@@ -34,7 +34,9 @@ from rich.console import Console
 from fleet import settings
 from fleet.errors import UpkeepError
 from fleet.postgres.migrations import migrate
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis, bound_to_us
+from worker.embedded.launcher import bound_to_us
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 from worker.live import Board, Row, read_rows
 
 # Up in under a minute after installation, on two cores.

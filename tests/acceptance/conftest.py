@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import processes, servers
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ import pytest
 from fleet.ledger import Run, State
 from tests.processes import TIER, VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 SCHEMA = """
 CREATE TABLE public.t (id int PRIMARY KEY);

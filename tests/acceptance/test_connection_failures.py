@@ -17,7 +17,8 @@ import redis
 from fleet.ledger import State
 from tests.processes import VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 SCHEMA = """
 CREATE TABLE public.t (id int PRIMARY KEY);

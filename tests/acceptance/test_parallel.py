@@ -13,7 +13,8 @@ import pytest
 
 from fleet.ledger import State
 from tests.processes import VIEW, Fleet, Kept, fleet, keep
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 NAMES = ("a", "b", "c")
 LIMIT = 2

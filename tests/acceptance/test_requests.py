@@ -15,7 +15,8 @@ from fleet.errors import PermanentError
 from fleet.ledger import State
 from tests.processes import ALL, TIER, VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 SCHEMA = """
 CREATE TABLE public.t (id int PRIMARY KEY, n int NOT NULL);

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import servers
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # How long a refresh of public.slow takes: long enough to be caught in the middle of.
 SLOW_S = 2

@@ -15,7 +15,8 @@ from tests import servers
 from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA
 from tests.processes import ALL, VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 
 @pytest.fixture(scope="module")

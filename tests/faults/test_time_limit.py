@@ -10,7 +10,8 @@ import pytest
 from fleet.ledger import State
 from tests.processes import VIEW, Fleet, Kept, fleet, keep
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # Each statement within its own timeout, the task as a whole beyond the limit: a slow view on a slow view.
 SCHEMA = """

@@ -16,7 +16,8 @@ from fleet.ledger import Run, State
 from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA, SLOW_S
 from tests.processes import TIER, VIEW, Fleet, Kept, Process, descendants, fleet, keep, wait_gone
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedPostgres, EmbeddedRedis
+from worker.embedded.postgres import EmbeddedPostgres
+from worker.embedded.redis import EmbeddedRedis
 
 # Until the reaper's bound in seconds is promised; measured: about 10.
 RECOVERY_S = 60

@@ -15,7 +15,7 @@ from fleet.ledger import State
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import migrate
 from tests.integration.tasks.refresh.conftest import System, view
-from worker.embedded import EmbeddedPostgres
+from worker.embedded.postgres import EmbeddedPostgres
 
 GRANTS = Path(__file__).parents[3] / "deploy" / "grants.sql"
 

@@ -10,7 +10,7 @@ import pytest
 
 from examples import lending, trading
 from tests import servers
-from worker.embedded import EmbeddedPostgres
+from worker.embedded.postgres import EmbeddedPostgres
 
 SCALES = {lending: 0.002, trading: 0.001}
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.processes import VIEW, Fleet, fleet
 from tests.waiting import wait_until
-from worker.embedded import EmbeddedRedis
+from worker.embedded.redis import EmbeddedRedis
 
 USER, PASSWORD = "operator", "only-operators-know"
 CONFIG = '[databases.kept.views."public.v"]\ntier = "daily"\n'

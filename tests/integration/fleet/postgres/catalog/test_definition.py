@@ -15,7 +15,7 @@ from fleet.postgres.catalog.definition import Definition, DefinitionClass, read_
 from tests import servers
 from tests.conftest import NewRole
 from tests.servers import Database
-from worker.embedded import EmbeddedPostgres
+from worker.embedded.postgres import EmbeddedPostgres
 
 SCHEMA = """
 CREATE TABLE payment (id int PRIMARY KEY, loan_id int, amount numeric, paid_at timestamptz, paid_on date,

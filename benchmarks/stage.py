@@ -29,7 +29,7 @@ from fleet import logs, settings
 from fleet.errors import UpkeepError
 from fleet.postgres.connect import Pools
 from fleet.postgres.migrations import migrate
-from worker.demo import Fleet
+from worker.demo.processes import Fleet
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
 

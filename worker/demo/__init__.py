@@ -10,182 +10,39 @@ import contextlib
 import importlib
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import psycopg
 from celery import Celery
-from psycopg import sql
 from rich.console import Console
 
 from fleet import settings
 from fleet.errors import UpkeepError
 from fleet.postgres.migrations import migrate
-from worker.embedded.launcher import bound_to_us
+from worker.demo.live import Board, Row, read_rows
+from worker.demo.processes import Fleet, wait_for_worker
+from worker.demo.sample import EXAMPLES, Example, Writer, prepare
+from worker.demo.verdict import Verdict, judge
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
-from worker.live import Board, Row, read_rows
 
 # Up in under a minute after installation, on two cores.
 DEFAULT_SCALE = 0.05
-# The application's pace: a handful of payments and collections events in each burst.
-WRITE_PAUSE_S = 1.0
 REDRAW_S = 1.0
 # A terminal gets a live table, a file gets one in this time.
 REPORT_S = 15.0
-WORKER_START_S = 60.0
 # After DURATION every view must have been refreshed; a slow machine gets this much longer for it.
 OVERTIME_S = 120.0
-STOP_S = 45.0
-LOG_TAIL_LINES = 30
-
-EXAMPLES = ("lending", "trading")
-OWNER = "app_owner"
-ROLE = "upkeep"
-
-
-class Example(Protocol):
-    """What a module under examples/ offers."""
-
-    CONFIG: str
-    VIEWS: tuple[str, ...]
-
-    def install(self, conn: psycopg.Connection[Any], *, scale: float, seed: int = 1) -> None:
-        """Make the system."""
-
-    def write(self, conn: psycopg.Connection[Any], rng: random.Random) -> Any:
-        """One burst of application writes."""
-
-
-@dataclass
-class Fleet:
-    """The processes of the fleet, each with a log of its own."""
-
-    folder: Path
-    environment: Mapping[str, str]
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, name: str, *arguments: str) -> None:
-        """Start `celery -A worker.app …` in a session of its own: Ctrl-C is for us, and we stop them in order."""
-        command = [sys.executable, "-m", "celery", "-A", "worker.app", *arguments]
-        with self.log(name).open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                bound_to_us(command, signal.SIGKILL),
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def log(self, name: str) -> Path:
-        """Where a process writes."""
-        return self.folder / f"{name}.log"
-
-    def dead(self) -> str | None:
-        """The first process that ended without being asked to."""
-        return next((n for n, p in self.processes.items() if p.poll() is not None), None)
-
-    def tail(self, name: str) -> str:
-        """The end of a process's log."""
-        return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-
-    def stop(self) -> list[str]:
-        """The scheduler first, then who works; returns the names of those that had to be killed."""
-        for process in reversed(list(self.processes.values())):
-            if process.poll() is None:
-                process.terminate()
-        killed = []
-        deadline = time.monotonic() + STOP_S
-        for name, process in self.processes.items():
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                killed.append(name)
-        self.processes.clear()
-        return killed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """How the demo went."""
-
-    problems: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
-    bursts: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing failed."""
-        return not self.problems
-
-    def document(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return {
-            "ok": self.ok,
-            "problems": list(self.problems),
-            "bursts_written": self.bursts,
-            "views": [
-                {
-                    "view": row.view,
-                    "tier": row.tier,
-                    "age_s": row.age.total_seconds() if row.age is not None else None,
-                    "last_run": row.run.state if row.run else None,
-                    "duration_s": row.duration.total_seconds() if row.duration is not None else None,
-                    "rows_changed": row.rows_changed,
-                    "next_slot": row.next_slot.isoformat(),
-                    "refreshed": row.succeeded,
-                }
-                for row in self.rows
-            ],
-        }
-
-
-class Writer(threading.Thread):
-    """The application: it knows nothing of Upkeep and writes until it is stopped."""
-
-    def __init__(self, example: Example, url: str) -> None:
-        super().__init__(name="application", daemon=True)
-        self._example = example
-        self._url = url
-        self._stopped = threading.Event()
-        self.bursts = 0
-        self.error: str | None = None
-
-    def run(self) -> None:
-        """Write a burst, pause, again."""
-        rng = random.Random(7)  # noqa: S311 - sample data
-        try:
-            with psycopg.connect(
-                self._url, autocommit=True, application_name="the application"
-            ) as connection:
-                while not self._stopped.wait(WRITE_PAUSE_S):
-                    self._example.write(connection, rng)
-                    self.bursts += 1
-        except psycopg.Error as exc:
-            if not self._stopped.is_set():
-                self.error = str(exc).strip()
-
-    def stop(self) -> None:
-        """Finish the burst and end."""
-        self._stopped.set()
-        self.join(timeout=10)
 
 
 def run(
@@ -252,7 +109,7 @@ def _run(
     say("starting PostgreSQL and Redis …")
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
         say(f"building the sample system {name!r} at scale {scale:g} …")
-        owner_url, fleet_url = _prepare(postgres, name, example, scale)
+        owner_url, fleet_url = prepare(postgres, name, example, scale)
         password = secrets.token_urlsafe(12)
         config = folder / "upkeep.toml"
         config.write_text(example.CONFIG, encoding="utf-8")
@@ -279,7 +136,7 @@ def _run(
             )
             fleet.start("beat", "beat", "--schedule", str(folder / "beat"), "--pidfile=")
             fleet.start("flower", "flower", "--address=127.0.0.1", f"--port={flower_port}")
-            _wait_for_worker(fleet, environment, stopped)
+            wait_for_worker(fleet, environment, stopped)
             writer.start()
             _ask_for_everything(environment, name)
             say("running")
@@ -357,65 +214,7 @@ def _watch(
                 break
         if reported != elapsed:
             draw(rows, caption)
-    return _verdict(
-        console, rows, fleet, writer, dead=dead, interrupted=stopped.is_set() and duration is None
-    )
-
-
-def _verdict(
-    console: Console, rows: list[Row], fleet: Fleet, writer: Writer, *, dead: str | None, interrupted: bool
-) -> Verdict:
-    problems = [f"{row.view}: {row.problem}" for row in rows if row.problem]
-    if not interrupted:
-        problems += [f"{row.view} was never refreshed" for row in rows if not row.succeeded]
-    if writer.error:
-        problems.append(f"the application could not write: {writer.error}")
-    if dead:
-        problems.append(f"{dead} ended by itself; its log ends with\n{fleet.tail(dead)}")
-    for problem in problems:
-        console.print(f"[bold red]failed:[/] {problem}", highlight=False)
-    if not problems and not interrupted:
-        said = f"{len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes"
-        console.print(f"[bold green]ok:[/] {said}")
-    return Verdict(problems=tuple(problems), rows=tuple(rows), bursts=writer.bursts)
-
-
-def _prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: float) -> tuple[str, str]:
-    """Roles as they should be anywhere: an owner of the data, and the fleet's own role, which is no superuser."""
-    passwords = {role: secrets.token_urlsafe(16) for role in (OWNER, ROLE)}
-    with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        for role, password in passwords.items():
-            connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
-                    sql.Identifier(role), sql.Literal(password)
-                )
-            )
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(OWNER))
-        )
-        connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(OWNER), sql.Identifier(ROLE)))
-        connection.execute(
-            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(name), sql.Identifier(ROLE))
-        )
-    owner, fleet = (postgres.url(name, role, password) for role, password in passwords.items())
-    with psycopg.connect(owner) as connection:
-        example.install(connection, scale=scale)
-    return owner, fleet
-
-
-def _wait_for_worker(fleet: Fleet, environment: Mapping[str, str], stopped: threading.Event) -> None:
-    with Celery(broker=environment["UPKEEP_REDIS_URL"]) as app:
-        deadline = time.monotonic() + WORKER_START_S
-        while not stopped.is_set():
-            dead = fleet.dead()
-            if dead:
-                raise UpkeepError(f"{dead} did not start; its log ends with\n{fleet.tail(dead)}")
-            if app.control.ping(timeout=0.5):
-                return
-            if time.monotonic() >= deadline:
-                raise UpkeepError(
-                    f"No worker answered in {WORKER_START_S:.0f} s; its log ends with\n{fleet.tail('worker')}"
-                )
+    return judge(console, rows, fleet, writer, dead=dead, interrupted=stopped.is_set() and duration is None)
 
 
 def _ask_for_everything(environment: Mapping[str, str], name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -18,7 +18,9 @@ import psycopg
 from psycopg.types.numeric import Oid
 
 from fleet.names import RelationName
-from fleet.postgres.catalog.nodetree import Node, parse, walk
+from fleet.postgres.catalog.clocks import CLOCK_FUNCTIONS, DATE, VALUE_FUNCTIONS, gives_date, gives_time
+from fleet.postgres.catalog.lineage import is_clock
+from fleet.postgres.catalog.querytree import Shape, shape_of
 from fleet.postgres.queries import load
 
 _sql = load("fleet.postgres.catalog", "definition.sql")
@@ -92,6 +94,7 @@ def read_definitions(
     for view, inlined in views.items():
         columns = next(row["columns"] for row in inlined if row["relation"] == view)
         members = {row["relation"]: shapes[row["relation"]] for row in inlined}
+        lineage = {relation: shape.columns for relation, shape in members.items()}
         evidence = _evidence(members.values(), functions, secured[view])
         kind = next((k for k in DefinitionClass if evidence.get(k)), DefinitionClass.DATA)
         found[view] = Definition(
@@ -101,305 +104,17 @@ def read_definitions(
             stored_timestamps=tuple(
                 columns[number - 1]
                 for number in sorted(members[view].columns)
-                if _is_clock(view, number, members)
+                if is_clock(view, number, lineage)
             ),
             ordered_by=tuple(columns[number - 1] for number in members[view].order),
         )
     return found
 
 
-# ---- one tree ----
-
-# SQLValueFunctionOp (primnodes.h), the same on 14 to 18.
-_VALUE_FUNCTIONS = (
-    "CURRENT_DATE",
-    "CURRENT_TIME",
-    "CURRENT_TIME",
-    "CURRENT_TIMESTAMP",
-    "CURRENT_TIMESTAMP",
-    "LOCALTIME",
-    "LOCALTIME",
-    "LOCALTIMESTAMP",
-    "LOCALTIMESTAMP",
-    "CURRENT_ROLE",
-    "CURRENT_USER",
-    "USER",
-    "SESSION_USER",
-    "CURRENT_CATALOG",
-    "CURRENT_SCHEMA",
-)
-_FIRST_SESSION_FUNCTION = 9
-
-# OIDs that initdb assigns from pg_proc.dat and pg_type.dat never change.
-_CLOCKS = frozenset(
-    {1299, 2647, 2648, 2649, 274}
-)  # now, transaction_, statement_, clock_timestamp, timeofday
-_AT_TIME_ZONE = frozenset({1159, 1026, 2038, 6334})  # timezone(zone, timestamptz or timetz), AT LOCAL
-_DATE = 1082
-_TIME_TYPES = frozenset({_DATE, 1083, 1114, 1184, 1266})
-_CAST_FORMATS = frozenset({1, 2})  # COERCE_EXPLICIT_CAST, COERCE_IMPLICIT_CAST
-# Words that a date's or timestamp's input function replaces by the clock. As a literal of the type they are
-# replaced once and for all when the view is created; as a text that is cast, at every refresh. PostgreSQL
-# before 10 wrote CURRENT_DATE this way, and views that were dumped from it still have it.
-_CLOCK_WORDS = re.compile(r"\b(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
-
-# RTEKind (parsenodes.h); 9 is 18's RTE_GROUP, what GROUP BY computes.
-_RELATION, _SUBQUERY, _JOIN, _FUNCTION, _CTE, _GROUP = 0, 1, 2, 3, 6, 9
-_EXPR_SUBLINK = 4
-
-# An expression's type stands in one of these fields, whatever the node's name in this version.
-_TYPE_FIELDS = (
-    "vartype",
-    "consttype",
-    "funcresulttype",
-    "opresulttype",
-    "resulttype",
-    "aggtype",
-    "wintype",
-    "casetype",
-    "coalescetype",
-    "minmaxtype",
-    "row_typeid",
-    "array_typeid",
-    "refrestype",
-    "paramtype",
-)
-_BOOL, _TEXT = 16, 25
-_BOOL_FIELDS = ("boolop", "nulltesttype", "booltesttype", "useOr")
-
-# What a column is made of: the clock, or a column (relation, number) that may turn out to be.
-_Origin = tuple[int, int]
-_CLOCK: _Origin = (0, 0)
-_MAX_DEPTH = 100  # of columns that are columns of columns; a recursive query would go round for ever
-
-
-@dataclass(slots=True)
-class _Shape:
-    """What one parse tree says, before the catalogue is asked what the OIDs mean."""
-
-    functions: set[int] = field(default_factory=set)
-    operators: set[int] = field(default_factory=set)
-    inputs: set[int] = field(default_factory=set)
-    outputs: set[int] = field(default_factory=set)
-    relations: set[int] = field(default_factory=set)
-    evidence: dict[DefinitionClass, set[str]] = field(default_factory=lambda: defaultdict(set))
-    columns: dict[int, frozenset[_Origin]] = field(default_factory=dict)
-    order: tuple[int, ...] = ()
-
-
-def _shape(tree: str) -> _Shape:
-    action = parse(tree)
-    shape = _Shape()
-    for node in walk(action):
-        _note(node, shape)
-    query = action[0] if isinstance(action, list) and action else None
-    if isinstance(query, Node):
-        _outline(query, shape)
-    return shape
-
-
-def _note(node: Node, shape: _Shape) -> None:
-    # By field rather than by name: 14 and 15 call some nodes otherwise than 16 and later do.
-    for name in ("funcid", "opfuncid", "aggfnoid", "winfnoid"):
-        if oid := node.number(name):
-            shape.functions.add(oid)
-    if not node.number("opfuncid") and (oid := node.number("opno")):
-        shape.operators.add(oid)
-    opnos = node.fields.get("opnos")
-    if isinstance(opnos, list):
-        shape.operators.update(int(oid) for oid in opnos if isinstance(oid, str) and oid.isdigit())
-    if "rtekind" in node.fields and (oid := node.number("relid")):
-        shape.relations.add(oid)
-    if node.fields.get("tablesample") is not None:
-        shape.evidence[DefinitionClass.VOLATILE].add("TABLESAMPLE")
-    match node.name:
-        case "SQLVALUEFUNCTION":
-            number = node.number("op")
-            shape.evidence[_value_class(number)].add(_VALUE_FUNCTIONS[number])
-        case "COERCEVIAIO":
-            _note_conversion(node, shape)
-        case "XMLEXPR" | "XMLSERIALIZE":
-            shape.evidence[DefinitionClass.SETTINGS].add("XML")
-        case "TABLEFUNC":
-            shape.evidence[DefinitionClass.SETTINGS].add("XMLTABLE or JSON_TABLE")
-        case (
-            "JSONCONSTRUCTOREXPR" | "JSONEXPR"
-        ):  # since 16 and 17; what these call stands nowhere in the tree
-            shape.evidence[DefinitionClass.SETTINGS].add("SQL/JSON")
-
-
-def _value_class(number: int) -> DefinitionClass:
-    if number >= _FIRST_SESSION_FUNCTION:
-        return DefinitionClass.SESSION
-    return DefinitionClass.TIME if number else DefinitionClass.DATE
-
-
-def _note_conversion(node: Node, shape: _Shape) -> None:
-    result = node.number("resulttype")
-    argument = _without_relabel(node.node("arg"))
-    shape.inputs.add(result)
-    if argument is None or not (given := _type(argument)):
-        shape.evidence[DefinitionClass.SETTINGS].add("a conversion to or from text")
-        return
-    shape.outputs.add(given)
-    if (
-        result in _TIME_TYPES
-        and argument.name == "CONST"
-        and (word := _CLOCK_WORDS.search(_constant(argument)))
-    ):
-        kind = DefinitionClass.DATE if result == _DATE else DefinitionClass.TIME
-        shape.evidence[kind].add(f"'{word[1]}'")
-
-
-def _without_relabel(node: Node | None) -> Node | None:
-    while node is not None and node.name == "RELABELTYPE":
-        node = node.node("arg")
-    return node
-
-
-def _type(node: Node) -> int:
-    for name in _TYPE_FIELDS:
-        if oid := node.number(name):
-            return oid
-    if node.name in {"SQLVALUEFUNCTION", "XMLEXPR"}:
-        return node.number("type")
-    if any(name in node.fields for name in _BOOL_FIELDS):
-        return _BOOL
-    if node.name == "COLLATEEXPR":
-        return _TEXT
-    return 0
-
-
-def _constant(node: Node) -> str:
-    """The text of a constant of a text type: its length, then its bytes as signed numbers in brackets."""
-    value = node.fields.get("constvalue")
-    if not isinstance(value, list) or node.number("constlen") != -1:
-        return ""
-    octets = [int(item) & 0xFF for item in value[1:] if isinstance(item, str) and item.lstrip("-").isdigit()]
-    return bytes(octets).decode("utf-8", "replace")
-
-
-def _outline(query: Node, shape: _Shape) -> None:
-    targets = query.nodes("targetList")
-    for target in targets:
-        if target.text("resjunk") == "false":
-            number = target.number("resno")
-            shape.columns[number] = frozenset(_column_origins(query, number, (query,), 0))
-    order: list[int] = []
-    by_reference = {t.number("ressortgroupref"): t for t in targets if t.number("ressortgroupref")}
-    for item in query.nodes("sortClause"):
-        ordered = by_reference.get(item.number("tleSortGroupRef"))
-        if ordered is None or ordered.text("resjunk") != "false":
-            break  # what comes after an expression orders only within it
-        order.append(ordered.number("resno"))
-    shape.order = tuple(order)
-
-
-def _column_origins(query: Node, number: int, scope: tuple[Node, ...], depth: int) -> Iterator[_Origin]:
-    """What an output column of a query is, seen through everything that only passes it on."""
-    if depth > _MAX_DEPTH:
-        return
-    if query.node("setOperations") is not None:
-        for entry in query.nodes("rtable"):
-            branch = entry.node("subquery")
-            if branch is not None:
-                yield from _column_origins(branch, number, (*scope, branch), depth + 1)
-        return
-    for target in query.nodes("targetList"):
-        if target.number("resno") == number:
-            yield from _origins(target.node("expr"), scope, depth)
-
-
-def _origins(node: Node | None, scope: tuple[Node, ...], depth: int) -> Iterator[_Origin]:
-    node = _without_cast(node)
-    if node is None:
-        return
-    if node.name == "SQLVALUEFUNCTION":
-        if _value_class(node.number("op")) is DefinitionClass.TIME:
-            yield _CLOCK
-    elif node.number("funcid") in _CLOCKS:
-        yield _CLOCK
-    elif node.name == "SUBLINK" and node.number("subLinkType") == _EXPR_SUBLINK:
-        if (query := node.node("subselect")) is not None:
-            yield from _column_origins(query, 1, (*scope, query), depth + 1)
-    elif node.name == "VAR":
-        up = node.number("varlevelsup")
-        if up < len(scope):
-            yield from _variable_origins(node, scope[: len(scope) - up], depth + 1)
-
-
-def _without_cast(node: Node | None) -> Node | None:
-    """The time under its casts and AT TIME ZONE. A cast to date ends it: a date changes once a day."""
-    while node is not None:
-        if node.name == "RELABELTYPE" or (node.name == "COERCEVIAIO" and node.number("resulttype") != _DATE):
-            node = node.node("arg")
-            continue
-        arguments = node.nodes("args")
-        if node.number("funcid") in _AT_TIME_ZONE and arguments:
-            node = arguments[-1]
-        elif (
-            arguments
-            and "funcid" in node.fields
-            and node.number("funcformat") in _CAST_FORMATS
-            and node.number("funcresulttype") in _TIME_TYPES - {_DATE}
-        ):
-            node = arguments[0]
-        else:
-            return node
-    return None
-
-
-def _variable_origins(variable: Node, scope: tuple[Node, ...], depth: int) -> Iterator[_Origin]:
-    if depth > _MAX_DEPTH:
-        return
-    query = scope[-1]
-    entries = query.nodes("rtable")
-    position, number = variable.number("varno") - 1, variable.number("varattno")
-    if not (0 <= position < len(entries)) or number < 1:
-        return
-    entry = entries[position]
-    kind = entry.number("rtekind")
-    if kind == _RELATION:
-        yield entry.number("relid"), number
-    elif kind == _SUBQUERY and (subquery := entry.node("subquery")) is not None:
-        yield from _column_origins(subquery, number, (*scope, subquery), depth)
-    elif kind == _CTE:
-        yield from _cte_origins(entry, number, scope, depth)
-    elif kind == _FUNCTION:
-        functions = entry.nodes("functions")
-        if number == 1 and len(functions) == 1:
-            yield from _origins(functions[0].node("funcexpr"), scope, depth)
-    elif kind in {_JOIN, _GROUP}:
-        expressions = entry.nodes("joinaliasvars" if kind == _JOIN else "groupexprs")
-        if number <= len(expressions):
-            yield from _origins(expressions[number - 1], scope, depth)
-
-
-def _cte_origins(entry: Node, number: int, scope: tuple[Node, ...], depth: int) -> Iterator[_Origin]:
-    level = len(scope) - entry.number("ctelevelsup")
-    if level < 1:
-        return
-    for cte in scope[level - 1].nodes("cteList"):
-        query = cte.node("ctequery")
-        if cte.text("ctename") == entry.text("ctename") and query is not None:
-            yield from _column_origins(query, number, (*scope[:level], query), depth)
-
-
-def _is_clock(relation: int, number: int, shapes: Mapping[int, _Shape], depth: int = 0) -> bool:
-    shape = shapes.get(relation)  # None: a table or another materialized view, which stores what it has
-    if shape is None or depth > _MAX_DEPTH:
-        return False
-    return any(
-        origin == _CLOCK or _is_clock(*origin, shapes, depth + 1) for origin in shape.columns.get(number, ())
-    )
-
-
-# ---- what the catalogue says ----
-
 # Analysed trees by digest. A fleet keeps hundreds of views; the bound is for one whose views are made anew
 # all day.
 _MAX_KNOWN = 4096
-_known: dict[str, _Shape] = {}
+_known: dict[str, Shape] = {}
 
 _FIRST_USER_OID = 16384  # FirstNormalObjectId: below it, initdb made the object
 
@@ -434,7 +149,11 @@ class _Function:
     @property
     def _tells_time(self) -> bool:
         # age() of one argument counts from today, or from the current transaction id.
-        return self.oid in _CLOCKS or self.name == "mxid_age" or (self.name == "age" and self.arguments == 1)
+        return (
+            self.oid in CLOCK_FUNCTIONS
+            or self.name == "mxid_age"
+            or (self.name == "age" and self.arguments == 1)
+        )
 
 
 # Stable built-in functions whose answer is neither in their arguments nor in FORMAT_SETTINGS: who and where
@@ -451,20 +170,20 @@ _SESSION_FUNCTION = re.compile(
 )
 
 
-def _shapes(conn: psycopg.Connection[Any], digests: Mapping[int, str]) -> dict[int, _Shape]:
+def _shapes(conn: psycopg.Connection[Any], digests: Mapping[int, str]) -> dict[int, Shape]:
     found = {relation: _known[digest] for relation, digest in digests.items() if digest in _known}
     unknown = [Oid(relation) for relation in digests if relation not in found]
     if unknown:
         if len(_known) > _MAX_KNOWN:
             _known.clear()
         for row in _sql.read_trees(conn, relations=unknown):
-            shape = _shape(row["tree"])
+            shape = shape_of(row["tree"])
             _known[digests[row["relation"]]] = found[row["relation"]] = shape
     return found
 
 
 def _functions(
-    conn: psycopg.Connection[Any], shapes: Iterable[_Shape]
+    conn: psycopg.Connection[Any], shapes: Iterable[Shape]
 ) -> dict[tuple[str, int], list[_Function]]:
     shapes = list(shapes)
     asked = {
@@ -479,7 +198,7 @@ def _functions(
 
 
 def _row_security(
-    conn: psycopg.Connection[Any], rows: Iterable[Mapping[str, Any]], shapes: Mapping[int, _Shape]
+    conn: psycopg.Connection[Any], rows: Iterable[Mapping[str, Any]], shapes: Mapping[int, Shape]
 ) -> dict[int, set[str]]:
     """By view, the tables where row security chooses the rows for the view's owner, or an inlined view's."""
     readers: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -500,13 +219,13 @@ def _row_security(
 
 
 def _evidence(
-    shapes: Iterable[_Shape], functions: Mapping[tuple[str, int], list[_Function]], secured: set[str]
+    shapes: Iterable[Shape], functions: Mapping[tuple[str, int], list[_Function]], secured: set[str]
 ) -> dict[DefinitionClass, set[str]]:
     found: dict[DefinitionClass, set[str]] = defaultdict(set)
     found[DefinitionClass.SESSION] |= secured
     for shape in shapes:
-        for kind, names in shape.evidence.items():
-            found[kind] |= names
+        for kind, name in _in_the_tree(shape):
+            found[kind].add(name)
         called = [
             *(("function", oid) for oid in shape.functions),
             *(("operator", oid) for oid in shape.operators),
@@ -518,3 +237,21 @@ def _evidence(
                 if function.kind is not None:
                     found[function.kind].add(str(function))
     return found
+
+
+def _in_the_tree(shape: Shape) -> Iterator[tuple[DefinitionClass, str]]:
+    """What needs no catalogue to be classified."""
+    if shape.sampled:
+        yield DefinitionClass.VOLATILE, "TABLESAMPLE"
+    for number in shape.value_functions:
+        yield _value_class(number), VALUE_FUNCTIONS[number]
+    for result, word in shape.clock_words:
+        yield DefinitionClass.DATE if result == DATE else DefinitionClass.TIME, f"'{word}'"
+    for name in shape.by_settings:
+        yield DefinitionClass.SETTINGS, name
+
+
+def _value_class(number: int) -> DefinitionClass:
+    if gives_date(number):
+        return DefinitionClass.DATE
+    return DefinitionClass.TIME if gives_time(number) else DefinitionClass.SESSION

@@ -6,9 +6,10 @@ it. Both survive what Redis forgets, and the lock is freed by the server when th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -59,6 +60,7 @@ class NewRun:
     """A request for work, before it has an id.
 
     `as_of` defaults to the slot, and without one to the moment of insertion on the kept database's own clock.
+    `skipped_because`: whoever inserts it has seen that nothing has to be done; only `insert_all` takes such.
     """
 
     task: str
@@ -72,6 +74,18 @@ class NewRun:
     requested_by: str | None = None
     request_id: str | None = None
     parent_id: int | None = None
+    skipped_because: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inserted:
+    """A run that an insert of many has made."""
+
+    id: int
+    task: str
+    target: str
+    queue: str
+    state: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +168,20 @@ def insert(connection: psycopg.Connection[Any], new: NewRun) -> tuple[int, bool]
             return int(row["id"]), bool(row["created"])
 
 
+def insert_all(connection: psycopg.Connection[Any], new: Iterable[NewRun], *, worker: str) -> list[Inserted]:
+    """Put many runs into the queue in one statement; returns those that are new.
+
+    One that was there already, by its slot, request or queued event, is left alone.
+    """
+    # In the order of their keys: two inserts of the same runs must not wait for each other in a circle.
+    ordered = sorted(new, key=lambda run: (run.task, run.target, run.entry))
+    runs = [asdict(each) for each in ordered]
+    with connection.cursor(row_factory=class_row(Inserted)) as cursor:
+        return cursor.execute(
+            _text("insert_runs"), {"runs": Jsonb(runs, dumps=_dumps), "worker": worker}
+        ).fetchall()
+
+
 @contextmanager
 def claim(
     connection: psycopg.Connection[Any], run_id: int, *, worker: str, task: str | None = None
@@ -234,8 +262,12 @@ def finish(
     reason: str | None = None,
     result: Mapping[str, Any] | None = None,
     error: Mapping[str, Any] | None = None,
+    wakes: str | None = None,
 ) -> None:
-    """End a run; call it in the transaction of the work where there is one. A final run stays as it is."""
+    """End a run; call it in the transaction of the work where there is one. A final run stays as it is.
+
+    What waited for the view that it `wakes` is due at once.
+    """
     connection.execute(
         _text("finish_run"),
         {
@@ -244,6 +276,7 @@ def finish(
             "reason": reason,
             "result": None if result is None else Jsonb(dict(result)),
             "error": None if error is None else Jsonb(dict(error)),
+            "wakes": wakes,
         },
     )
 
@@ -272,11 +305,6 @@ def hand_back(
     )
 
 
-def wake(connection: psycopg.Connection[Any], view: str) -> None:
-    """Make due what waited for this view."""
-    connection.execute(_text("wake_waiting"), {"view": view})
-
-
 def ring_due(
     connection: psycopg.Connection[Any],
     *,
@@ -301,6 +329,10 @@ def prune(
     """Move one batch of old runs into the monthly summaries; returns how many, 0 when there are no more."""
     row = _one(connection, "prune", keep_skipped=keep_skipped, keep_runs=keep_runs, batch=batch)
     return 0 if row is None else int(row["pruned"])
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, default=datetime.isoformat)
 
 
 def _text(name: str) -> Any:

@@ -17,6 +17,25 @@ SELECT r.id, false
      OR (:entry = 'event' AND r.entry = 'event' AND r.task = :task AND r.target = :target AND r.state = 'queued'))
  LIMIT 1;
 
+-- name: insert_runs
+-- Which of these runs are new? One that needs no work comes with the reason and is final at once, in the name of who looked.
+INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, arguments, max_attempts, requested_by, request_id, parent_id,
+                        rung_at, state, attempt, worker, started_at, finished_at, reason)
+SELECT n.task, n.target, n.entry, n.slot, coalesce(n.as_of, n.slot, now.clock), n.queue, n.arguments, n.max_attempts, n.requested_by, n.request_id,
+       n.parent_id, now.clock,
+       CASE WHEN n.skipped_because IS NULL THEN 'queued' ELSE 'skipped' END,
+       CASE WHEN n.skipped_because IS NULL THEN 0 ELSE 1 END,
+       CASE WHEN n.skipped_because IS NOT NULL THEN :worker END,
+       CASE WHEN n.skipped_because IS NOT NULL THEN now.clock END,
+       CASE WHEN n.skipped_because IS NOT NULL THEN now.clock END,
+       n.skipped_because
+  FROM pg_catalog.jsonb_to_recordset(:runs) AS n (
+           task text, target text, entry text, slot timestamptz, as_of timestamptz, queue text, arguments jsonb, max_attempts integer,
+           requested_by text, request_id text, parent_id bigint, skipped_because text)
+ CROSS JOIN pg_catalog.clock_timestamp() AS now (clock)
+    ON CONFLICT DO NOTHING
+RETURNING id, task, target, queue, state;
+
 -- name: claim_run
 -- What is this run, now that its lock is ours? Marks it running unless it is final, not due yet, or out of attempts.
 -- Not waited for on disk: if a crash forgets it, the run's lock is gone as well, and the run is found again.
@@ -62,7 +81,11 @@ WITH unhurried AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit
 UPDATE upkeep.run SET progress = :progress FROM unhurried WHERE id = :id AND state = 'running';
 
 -- name: finish_run!
--- Ends a run.
+-- Ends a run, and makes due what waited for the view that it has refreshed.
+WITH woken AS (
+    UPDATE upkeep.run SET not_before = pg_catalog.clock_timestamp()
+     WHERE :wakes::text IS NOT NULL AND state = 'waiting' AND waits_for = :wakes AND not_before > pg_catalog.clock_timestamp()
+)
 UPDATE upkeep.run
    SET state = :state, finished_at = pg_catalog.clock_timestamp(), reason = :reason, result = :result, error = :error,
        progress = NULL, not_before = NULL, waits_for = NULL
@@ -74,11 +97,6 @@ UPDATE upkeep.run
    SET state = 'waiting', not_before = pg_catalog.clock_timestamp() + :wait, waits_for = :waits_for, reason = :reason,
        error = :error, progress = NULL, attempt = attempt - CASE WHEN :counts THEN 0 ELSE 1 END
  WHERE id = :id AND finished_at IS NULL;
-
--- name: wake_waiting!
--- Makes due the runs that waited for this view.
-UPDATE upkeep.run SET not_before = pg_catalog.clock_timestamp()
- WHERE state = 'waiting' AND waits_for = :view AND not_before > pg_catalog.clock_timestamp();
 
 -- name: ring_due
 -- Which runs need the bell? Waiting and due; queued and not picked up; running with nobody holding the run's lock.

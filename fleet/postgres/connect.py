@@ -121,18 +121,8 @@ class Pools:
     ) -> Iterator[psycopg.Connection[Any]]:
         """Borrow a connection in autocommit mode, with the caller's name on it and no lock left over from before."""
         pool = self._pool(database, conninfo, lock_timeout)
+        connection = self._borrow(pool, database, conninfo, application_name)
         try:
-            connection = pool.getconn(timeout=CONNECT_TIMEOUT_S)
-        except PoolTimeout as exc:
-            # The pool keeps the reason to its log: ask once more to be able to say it.
-            with connect(conninfo, application_name=application_name or "upkeep"):
-                pass
-            raise TransientError(
-                f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s"
-            ) from exc
-        try:
-            if application_name is not None:
-                rename(connection, application_name)
             yield connection
         finally:
             pool.putconn(connection)
@@ -141,6 +131,34 @@ class Pools:
         """Close what this process opened."""
         for key in [k for k in self._pools if k[0] == os.getpid()]:
             self._pools.pop(key).close()
+
+    def _borrow(
+        self,
+        pool: ConnectionPool[psycopg.Connection[Any]],
+        database: str,
+        conninfo: str,
+        application_name: str | None,
+    ) -> psycopg.Connection[Any]:
+        """A session that answers: its new name is the question, which saves the pool's own check a round trip."""
+        while True:
+            try:
+                connection = pool.getconn(timeout=CONNECT_TIMEOUT_S)
+            except PoolTimeout as exc:
+                # The pool keeps the reason to its log: ask once more to be able to say it.
+                with connect(conninfo, application_name=application_name or "upkeep"):
+                    pass
+                raise TransientError(
+                    f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s"
+                ) from exc
+            try:
+                rename(connection, application_name or "upkeep")
+            except BaseException as exc:
+                pool.putconn(connection)
+                # It broke while it lay there: the pool has dropped it, and gives another one next, or a new one.
+                if isinstance(exc, psycopg.Error) and connection.closed:
+                    continue
+                raise
+            return connection
 
     def _pool(
         self, database: str, conninfo: str, lock_timeout: timedelta
@@ -156,7 +174,6 @@ class Pools:
                 max_idle=POOL_IDLE_S,
                 kwargs={"autocommit": True},
                 configure=_configure,
-                check=ConnectionPool.check_connection,
                 reset=_reset,
                 open=True,
             )
@@ -197,9 +214,8 @@ def _configure(connection: psycopg.Connection[Any]) -> None:
 
 
 def _reset(connection: psycopg.Connection[Any]) -> None:
-    # Unlocking first: RESET ALL does not touch locks, and the next task must not inherit one.
-    connection.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
-    connection.execute("RESET ALL")
+    # RESET ALL does not touch locks, and the next task must not inherit one. Both go in one round trip.
+    connection.execute("SELECT pg_catalog.pg_advisory_unlock_all(); RESET ALL")
 
 
 def _cut(name: str) -> str:

@@ -52,12 +52,16 @@ def acquire_within(connection: psycopg.Connection[Any], key: str, *, timeout_s: 
     return True
 
 
-def release(connection: psycopg.Connection[Any], key: str) -> None:
-    """Give a lock back; on a broken connection the server has done so already.
+def release(connection: psycopg.Connection[Any], *keys: str) -> None:
+    """Give locks back, in one round trip; on a broken connection the server has done so already.
 
     Where a statement was left running (a time limit struck while we waited for it), only closing the
     connection helps, which is left to whoever has it.
     """
     busy = connection.info.transaction_status is TransactionStatus.ACTIVE
-    if not connection.closed and not connection.broken and not busy:
-        connection.execute("SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(%s, 0))", (key,))
+    if keys and not connection.closed and not connection.broken and not busy:
+        connection.execute(
+            "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended(key, 0))"
+            " FROM pg_catalog.unnest(%s::text[]) AS key",
+            (list(keys),),
+        )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import psycopg
 import stamina
@@ -25,12 +24,13 @@ from fleet import ledger, settings
 from fleet.ledger import NewRun, Run, State
 from fleet.names import RelationName
 from fleet.postgres import locks
-from fleet.postgres.catalog.reading import read_reading
+from fleet.postgres.catalog.definition import read_definitions
 from fleet.postgres.catalog.server import Server, read_server
 from fleet.postgres.queries import load
 from tasks.performing import Done, Outcome, Skip, Wait, perform
 from tasks.refresh import view as views
-from tasks.refresh.plan import Demand, Need, changed, satisfied, upstream_needs
+from tasks.refresh.plan import Demand, Need, depends, differs, satisfied, upstream_needs
+from tasks.refresh.readings import take_readings
 from tasks.refresh.strategy import PLAIN_LIMIT, How, Strategy, choose, too_slow
 from tasks.refresh.view import SourceReading, Subject
 
@@ -48,8 +48,6 @@ HAND_BACK = timedelta(seconds=2)
 LOCK_TRIES = 5
 # A refresh that takes less than this is over before anybody could watch it.
 WATCHED_S = 1.0
-# pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
-FORCE_FLUSH_SINCE = 150000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +175,8 @@ class Refresher:
         waited: bool,
     ) -> Outcome:
         name = seen.name
-        with _held(self.connection, locks.relation_key(seen.found.oid)) as held:
+        with _held(self.connection, locks.relation_key(seen.found.oid)) as holding:
+            held = holding.relation
             if held is Held.NOT:
                 return Wait(
                     reason=f"{name} is being worked on by somebody else", wait=HAND_BACK, waits_for=str(name)
@@ -191,28 +190,30 @@ class Refresher:
                 return Wait(reason=f"{name} was recreated a moment ago", wait=timedelta())
             if satisfied(subject, server, as_of=as_of, demand=demand):
                 return Skip(reason="already fresh")
-            reading = take_reading(self.connection, subject, server)
-            why = changed(subject, server, reading, demand)
+            reading = take_readings(self.connection, [subject], server)[name]
+            why = differs(subject, server, reading, demand) or self._depends(subject, reading)
             if why is None:
                 with self.connection.transaction():
-                    views.record_verified(self.connection, name, server.clock)
+                    views.record_verified(self.connection, [name], server.clock)
                     ledger.finish(
                         self.connection, run.id, State.SKIPPED, reason="its sources have not changed"
                     )
                 return Skip(reason="its sources have not changed", recorded=True)
-            with self._place() as place:
-                if place is None:
-                    limit = self.database.max_parallel_refreshes
-                    return Wait(
-                        reason=f"{limit} refreshes are running in {self.database.name} already",
-                        wait=HAND_BACK,
-                    )
-                result = self._execute(
-                    run, subject, choose(subject), server=server, reason=why, reading=reading, stale=stale
+            if not self._take_place(holding):
+                limit = self.database.max_parallel_refreshes
+                return Wait(
+                    reason=f"{limit} refreshes are running in {self.database.name} already",
+                    wait=HAND_BACK,
                 )
-        self._flush_counters(server)
-        ledger.wake(self.connection, str(name))
+            result = self._execute(
+                run, subject, choose(subject), server=server, reason=why, reading=reading, stale=stale
+            )
         return Done(result=result, recorded=True)
+
+    def _depends(self, subject: Subject, reading: SourceReading) -> str | None:
+        oid = subject.found.oid
+        definition = read_definitions(self.connection, [oid]).get(oid)
+        return "dropped a moment ago" if definition is None else depends(subject, definition, reading)
 
     def _look_again(self, seen: Subject) -> Subject | None:
         """The lock was free at once: unless a refresh ended in this very moment, what was seen still holds."""
@@ -301,7 +302,7 @@ class Refresher:
                 )
             )
             duration = timedelta(seconds=time.monotonic() - began)
-            rows_changed = views.rows_written(connection, found.oid) - counted_before
+            rows_changed = views.rows_written(connection, found.oid, server) - counted_before
             plain = not strategy.concurrently
             result = {
                 "strategy": strategy.how.value,
@@ -324,43 +325,22 @@ class Refresher:
                 reading=reading,
                 upstream_stale=stale,
             )
-            ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
+            ledger.finish(connection, run.id, State.SUCCEEDED, result=result, wakes=str(subject.name))
         return result
 
-    @contextmanager
-    def _place(self) -> Iterator[str | None]:
-        """One of the database's places for refreshes, waited for briefly."""
+    def _take_place(self, holding: Holding) -> bool:
+        """One of the database's places for refreshes, waited for briefly; given back with the relation."""
         keys = [locks.slot_key(n) for n in range(self.database.max_parallel_refreshes)]
         deadline = time.monotonic() + BUSY_WAIT_S
         pauses = _pauses()
         while True:
-            held = next((k for k in keys if locks.try_acquire(self.connection, k)), None)
-            if held is not None or time.monotonic() >= deadline:
-                break
+            key = next((k for k in keys if locks.try_acquire(self.connection, k)), None)
+            if key is not None:
+                holding.keys.append(key)
+                return True
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(next(pauses))
-        try:
-            yield held
-        finally:
-            if held is not None:
-                locks.release(self.connection, held)
-
-    def _flush_counters(self, server: Server) -> None:
-        # Without this the next reading of a downstream view could see our rows only a second later, and
-        # refresh once too often.
-        if server.version_num >= FORCE_FLUSH_SINCE:
-            self.connection.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
-
-
-def take_reading(connection: psycopg.Connection[Any], subject: Subject, server: Server) -> SourceReading:
-    """What the view's contents depend on; read before the refresh, so that it errs towards one too many."""
-    states = views.read_states(connection) if subject.upstream else {}
-    zone = subject.declared.timezone
-    return SourceReading(
-        sources=read_reading(connection, subject.leaves),
-        settings_hash=server.settings_hash,
-        today=server.clock.astimezone(ZoneInfo(zone)).date() if zone else server.today,
-        refresh_ids={str(n): states[str(n)].refresh_id for n in subject.upstream if str(n) in states},
-    )
 
 
 def _pauses() -> Iterator[float]:
@@ -378,18 +358,26 @@ class Held(Enum):
     NOT = 3
 
 
+@dataclass
+class Holding:
+    """How the relation's lock was got, and every lock to be given back after the work."""
+
+    relation: Held
+    keys: list[str]
+
+
 @contextmanager
-def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[Held]:
+def _held(connection: psycopg.Connection[Any], key: str) -> Iterator[Holding]:
     held = Held.AT_ONCE
     if not locks.try_acquire(connection, key):
         held = (
             Held.AFTER_WAITING if locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S) else Held.NOT
         )
+    holding = Holding(relation=held, keys=[] if held is Held.NOT else [key])
     try:
-        yield held
+        yield holding
     finally:
-        if held is not Held.NOT:
-            locks.release(connection, key)
+        locks.release(connection, *holding.keys)
 
 
 def _ms(value: timedelta) -> str:

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from fleet.errors import PermanentError
 from fleet.ledger import EVENT, OPERATOR, UPSTREAM
 from fleet.names import RelationName
-from fleet.postgres.catalog.definition import DefinitionClass
+from fleet.postgres.catalog.definition import Definition, DefinitionClass
 from fleet.postgres.catalog.server import Server
 from schedules.slots import latest_slot
 from tasks.refresh.strategy import Strategy, choose
@@ -129,6 +129,20 @@ def satisfied(subject: Subject, server: Server, *, as_of: datetime, demand: Dema
 def changed(subject: Subject, server: Server, reading: SourceReading, demand: Demand) -> str | None:
     """Why the view must be refreshed; None where a tick may be skipped because its sources have not changed.
 
+    Two halves, because only a skip needs to know what the definition depends on, which takes as long to read
+    as everything else together.
+    """
+    why = differs(subject, server, reading, demand)
+    if why is None:
+        if subject.definition is None:
+            raise ValueError(f"{subject.name} was looked at without its definition")
+        why = depends(subject, subject.definition, reading)
+    return why
+
+
+def differs(subject: Subject, server: Server, reading: SourceReading, demand: Demand) -> str | None:
+    """What makes another result possible, by the demand, the state and the counters; None for nothing.
+
     For at most `max_skip` since the last real refresh, because a counter's lag has no upper bound.
     """
     if demand is not Demand.TICK:
@@ -136,17 +150,11 @@ def changed(subject: Subject, server: Server, reading: SourceReading, demand: De
     stale = recorded(subject, server)
     if stale is not None:
         return stale
-    kind = subject.definition.kind
-    if not kind.skippable:
-        evidence = ", ".join(subject.definition.evidence[:3])
-        return f"its definition is {kind.value}-dependent" + (f" ({evidence})" if evidence else "")
-    earlier = SourceReading.from_json(subject.state.reading) if subject.state.reading else None
+    earlier = _earlier(subject)
     if earlier is None:
         return "no source reading recorded"
     if subject.state.upstream_stale:
         return f"its last refresh used a stale {', '.join(subject.state.upstream_stale)}"
-    if kind is DefinitionClass.DATE and earlier.today != reading.today:
-        return f"the date changed to {reading.today}"
     if earlier.settings_hash != reading.settings_hash:
         return "the session's settings changed"
     if earlier.refresh_ids != reading.refresh_ids:
@@ -159,6 +167,22 @@ def changed(subject: Subject, server: Server, reading: SourceReading, demand: De
     if server.clock - subject.state.snapshot_at >= subject.declared.max_skip:
         return f"unchanged by its counters, but last read more than {subject.declared.max_skip} ago"
     return None
+
+
+def depends(subject: Subject, definition: Definition, reading: SourceReading) -> str | None:
+    """What else than its sources the view's result depends on, where that may have moved."""
+    kind = definition.kind
+    if not kind.skippable:
+        evidence = ", ".join(definition.evidence[:3])
+        return f"its definition is {kind.value}-dependent" + (f" ({evidence})" if evidence else "")
+    earlier = _earlier(subject)
+    if kind is DefinitionClass.DATE and (earlier is None or earlier.today != reading.today):
+        return f"the date changed to {reading.today}"
+    return None
+
+
+def _earlier(subject: Subject) -> SourceReading | None:
+    return SourceReading.from_json(subject.state.reading) if subject.state.reading else None
 
 
 def plan(

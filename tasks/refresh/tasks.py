@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from pydantic import model_validator
 
 from fleet import ledger, settings
@@ -15,6 +16,10 @@ from schedules.slots import interval, latest_slot
 from tasks.base import Arguments, Delivery, LedgeredTask, ring
 from tasks.performing import Done, Outcome, Skip
 from tasks.refresh.execute import REFRESH_VIEW, Refresher
+from tasks.refresh.verify import Verified, verify
+from tasks.refresh.view import record_verified
+
+log = structlog.get_logger(__name__)
 
 REFRESH_TIER = "upkeep.refresh.tier"
 REFRESH_ALL = "upkeep.refresh.all"
@@ -136,35 +141,63 @@ class RefreshAll(LedgeredTask[Arguments]):
 
 
 def _fan_out(task: LedgeredTask[Any], delivery: Delivery[Any], views: Sequence[settings.View]) -> Outcome:
-    """One run per view, all or none, ended together with the run that made them; then the bells."""
-    run = delivery.run
+    """One run per view, all or none, ended together with the run that made them; then the bells.
+
+    A tick first looks which of them need no refresh: their runs are final from the start.
+    """
+    run, connection, database = delivery.run, delivery.connection, delivery.database
     if not views:
-        return Skip(reason=f"no view of {delivery.database.name} is in {run.target}")
-    made: list[tuple[int, str, str]] = []
-    with delivery.connection.transaction():
-        for view in views:
-            run_id, created = ledger.insert(
-                delivery.connection,
-                NewRun(
-                    task=REFRESH_VIEW,
-                    target=str(view.name),
-                    entry=run.entry,
-                    slot=run.slot,
-                    as_of=run.as_of,
-                    queue=view.queue,
-                    max_attempts=1 + len(view.retries),
-                    requested_by=run.requested_by,
-                    # A second delivery of an operator's request must find the runs of the first.
-                    request_id=None if run.slot else f"{run.request_id or run.id}/{view.name}",
-                    parent_id=run.id,
-                ),
-            )
-            if created:
-                made.append((run_id, REFRESH_VIEW, view.queue))
-        result = {"runs": len(made), "views": len(views)}
-        ledger.finish(delivery.connection, run.id, State.SUCCEEDED, result=result)
-    ring(task.app, delivery.database.name, made)
-    return Done(result=result)
+        return Skip(reason=f"no view of {database.name} is in {run.target}")
+    spared: dict[RelationName, Verified] = {}
+    if run.slot is not None:
+        found, server = verify(
+            connection, database, [view.name for view in views], entry=run.entry, slot=run.slot
+        )
+        spared = {each.view: each for each in found}
+    wanted = {view.name for view in views}
+    new = [
+        NewRun(
+            task=REFRESH_VIEW,
+            target=str(view.name),
+            entry=run.entry,
+            slot=run.slot,
+            as_of=run.as_of,
+            queue=view.queue,
+            max_attempts=1 + len(view.retries),
+            requested_by=run.requested_by,
+            # A second delivery of an operator's request must find the runs of the first.
+            request_id=None if run.slot else f"{run.request_id or run.id}/{view.name}",
+            parent_id=run.id,
+            skipped_because=spared[view.name].reason if view.name in spared else None,
+        )
+        for view in views
+    ] + [
+        # What they are built on, for its own tier's slot.
+        NewRun(
+            task=REFRESH_VIEW,
+            target=str(each.view),
+            entry=each.entry,
+            slot=each.slot,
+            queue=database.views[each.view].queue,
+            max_attempts=1 + len(database.views[each.view].retries),
+            requested_by=f"run {run.id}",
+            skipped_because=each.reason,
+        )
+        for each in spared.values()
+        if each.view not in wanted
+    ]
+    with connection.transaction():
+        made = ledger.insert_all(connection, new, worker=delivery.worker)
+        verified = [each.view for each in spared.values() if each.by_counters]
+        if verified:
+            record_verified(connection, verified, server.clock)
+        queued = [each for each in made if each.state == State.QUEUED]
+        result = {"runs": len(queued), "skipped": len(made) - len(queued), "views": len(views)}
+        ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
+    for each in spared.values():
+        log.info("view.refresh.skipped", view=str(each.view), reason=each.reason)
+    ring(task.app, database.name, ((each.id, each.task, each.queue) for each in queued))
+    return Done(result=result, recorded=True)
 
 
 TASKS = (RefreshView, RefreshTier, RefreshAll)

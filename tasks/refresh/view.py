@@ -23,6 +23,9 @@ from fleet.postgres.queries import load
 
 _sql = load("tasks.refresh", "sql/state.sql")
 
+# pg_stat_force_next_flush() makes our own counters visible to the next reading at once.
+FORCE_FLUSH_SINCE = 150000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewState:
@@ -88,12 +91,15 @@ class SourceReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A managed view with all that a decision about it needs."""
+    """A managed view with all that a decision about it needs.
+
+    `definition` None: it has not been read; only a skip needs it.
+    """
 
     declared: settings.View
     tier: settings.Tier
     found: MaterializedView
-    definition: Definition
+    definition: Definition | None
     sources: tuple[Source, ...]
     upstream: tuple[RelationName, ...]
     unmanaged_upstream: tuple[RelationName, ...]
@@ -113,7 +119,7 @@ class Subject:
 def look(
     connection: psycopg.Connection[Any], database: settings.Database, target: RelationName
 ) -> dict[RelationName, Subject]:
-    """A view and every managed view that it is built on, directly or not.
+    """A view and every managed view that it is built on, directly or not; without their definitions.
 
     Raises:
         PermanentError: the view is not declared, does not exist, or is something other than a materialized
@@ -121,20 +127,19 @@ def look(
 
     """
     database.view(target)
-    row = connection.execute(
-        _sql.materialized_view.sql, {"schema": target.schema, "name": target.name}
-    ).fetchone()
-    if row is None:
+    subjects = _subjects(connection, database, _closure(connection, database, [target]), definitions=None)
+    if target not in subjects:
         raise missing(connection, target)
-    sources: dict[int, tuple[Source, ...]] = {}
-    asked = {int(row[0])}
-    while asked:
-        sources |= read_sources(connection, sorted(asked))
-        read = {s for oid in asked for s in sources.get(oid, ()) if s.kind is SourceKind.MATVIEW}
-        asked = {s.oid for s in read if s.name in database.views} - sources.keys()
-    if target not in (subjects := _subjects(connection, database, sources)):
-        raise missing(connection, target)  # dropped a moment ago
     return subjects
+
+
+def look_at(
+    connection: psycopg.Connection[Any], database: settings.Database, targets: Iterable[RelationName]
+) -> dict[RelationName, Subject]:
+    """Some views and every managed view that they are built on; what does not exist is left out."""
+    sources = _closure(connection, database, targets)
+    definitions = read_definitions(connection, sorted(sources))
+    return _subjects(connection, database, sources, definitions=definitions)
 
 
 def look_at_all(
@@ -143,7 +148,8 @@ def look_at_all(
     """Every managed view of a database, and what is wrong with those that cannot be found."""
     names = {view.name: oid for oid, view in read_views(connection).items()}
     present = [names[n] for n in database.views if n in names]
-    subjects = _subjects(connection, database, read_sources(connection, present))
+    definitions = read_definitions(connection, present)
+    subjects = _subjects(connection, database, read_sources(connection, present), definitions=definitions)
     return subjects, {n: missing(connection, n) for n in database.views if n not in subjects}
 
 
@@ -159,9 +165,9 @@ def manage(connection: psycopg.Connection[Any], database: settings.Database) -> 
     connection.execute(_sql.manage.sql, {"views": [v for v, _ in views], "tiers": [t for _, t in views]})
 
 
-def record_verified(connection: psycopg.Connection[Any], view: RelationName, at: datetime) -> None:
-    """Counters said at `at` that nothing had changed since the recorded reading."""
-    connection.execute(_sql.verified.sql, {"view": str(view), "verified_at": at})
+def record_verified(connection: psycopg.Connection[Any], names: Iterable[RelationName], at: datetime) -> None:
+    """Counters said at `at` that nothing had changed since the recorded readings of these views."""
+    connection.execute(_sql.verified.sql, {"views": [str(n) for n in names], "verified_at": at})
 
 
 def record_refresh(
@@ -209,24 +215,48 @@ def record_too_slow(connection: psycopg.Connection[Any], view: RelationName, at_
     connection.execute(_sql.too_slow_for_plain.sql, {"view": str(view), "at_least": at_least})
 
 
-def rows_written(connection: psycopg.Connection[Any], relation: int) -> int:
-    """Rows that this session has counted as written to a relation: in its transaction, and before, if not sent off."""
-    row = connection.execute(_sql.rows_written.sql, {"relation": relation}).fetchone()
-    return sum(int(n) for n in row) if row else 0
+def rows_written(connection: psycopg.Connection[Any], relation: int, server: Server) -> int:
+    """Rows that this session has counted as written to a relation: in its transaction, and before, if not sent off.
+
+    Where the server can, the counters are sent off with the commit.
+    """
+    query = _sql.rows_written_and_told if server.version_num >= FORCE_FLUSH_SINCE else _sql.rows_written
+    row = connection.execute(query.sql, {"relation": relation}).fetchone()
+    assert row is not None  # SELECT without FROM
+    return int(row[0])
+
+
+def _closure(
+    connection: psycopg.Connection[Any], database: settings.Database, targets: Iterable[RelationName]
+) -> dict[int, tuple[Source, ...]]:
+    """The sources of the targets and of the managed views among those, as far down as there are any."""
+    targets = list(targets)
+    found = connection.execute(
+        _sql.materialized_views.sql,
+        {"schemas": [n.schema for n in targets], "names": [n.name for n in targets]},
+    )
+    asked = {int(oid) for (oid,) in found}
+    sources: dict[int, tuple[Source, ...]] = {}
+    while asked:
+        sources |= read_sources(connection, sorted(asked))
+        read = {s for oid in asked for s in sources.get(oid, ()) if s.kind is SourceKind.MATVIEW}
+        asked = {s.oid for s in read if s.name in database.views} - sources.keys()
+    return sources
 
 
 def _subjects(
     connection: psycopg.Connection[Any],
     database: settings.Database,
     sources: Mapping[int, tuple[Source, ...]],
+    *,
+    definitions: Mapping[int, Definition] | None,
 ) -> dict[RelationName, Subject]:
-    """The managed views whose sources have been read."""
+    """The managed views whose sources have been read, and their definitions, unless nobody wants those."""
     oids = list(sources)
-    definitions = read_definitions(connection, oids)
     states = read_states(connection)
     subjects = {}
     for oid, found in read_views(connection, oids).items():
-        if found.name not in database.views or oid not in definitions:
+        if found.name not in database.views or (definitions is not None and oid not in definitions):
             continue
         declared = database.view(found.name)
         upstream = sorted(s.name for s in sources[oid] if s.kind is SourceKind.MATVIEW)
@@ -234,7 +264,7 @@ def _subjects(
             declared=declared,
             tier=database.tier(declared.tier),
             found=found,
-            definition=definitions[oid],
+            definition=None if definitions is None else definitions[oid],
             sources=sources[oid],
             upstream=tuple(n for n in upstream if n in database.views),
             unmanaged_upstream=tuple(n for n in upstream if n not in database.views),

@@ -16,8 +16,8 @@ from fleet.postgres.catalog.server import read_server
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import Database
 from schedules.slots import latest_slot
-from tasks.refresh.execute import take_reading
 from tasks.refresh.plan import Demand, Planned, plan
+from tasks.refresh.readings import take_readings
 from tasks.refresh.view import look_at_all
 from worker.cli import options, output
 
@@ -94,7 +94,7 @@ def _plan(database: Database, names: Iterable[RelationName], demand: Demand) -> 
         refuse_unless_current(connection, database.name)
         subjects, absent = look_at_all(connection, database)
         server = read_server(connection)
-        readings = {name: take_reading(connection, subject, server) for name, subject in subjects.items()}
+        readings = take_readings(connection, subjects.values(), server)
     names = list(names)
     targets = [name for name in names if name in subjects]
     as_of = {}

@@ -20,10 +20,15 @@ UPDATE upkeep.view_state s
    AND NOT EXISTS (SELECT 1 FROM declared d WHERE d.view = s.view);
 
 -- name: verified!
--- Counters said that nothing has changed since the recorded reading; the time never moves back.
-UPDATE upkeep.view_state
-   SET verified_at = greatest(verified_at, :verified_at), updated_at = pg_catalog.clock_timestamp()
- WHERE view = :view;
+-- Counters said that nothing has changed since the recorded readings; the time never moves back.
+-- Locked in one order, so that two ticks that verify the same views do not wait for each other in a circle.
+WITH locked AS MATERIALIZED (
+    SELECT view FROM upkeep.view_state WHERE view = ANY (:views::text[]) ORDER BY view FOR UPDATE
+)
+UPDATE upkeep.view_state AS s
+   SET verified_at = greatest(s.verified_at, :verified_at), updated_at = pg_catalog.clock_timestamp()
+  FROM locked
+ WHERE s.view = locked.view;
 
 -- name: refreshed
 -- Records a real refresh, in its own transaction; a refresh that changed rows moves refresh_id.
@@ -51,16 +56,23 @@ UPDATE upkeep.view_state
 
 -- name: rows_written
 -- How many rows did this transaction write into the view so far? Its own counters, visible at once.
-SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) AS inserted,
-       pg_catalog.pg_stat_get_xact_tuples_updated(:relation) AS updated,
-       pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS deleted;
+SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) + pg_catalog.pg_stat_get_xact_tuples_updated(:relation)
+       + pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS rows;
 
--- name: materialized_view
--- Which materialized view has this name?
+-- name: rows_written_and_told
+-- The same from PostgreSQL 15 on, where a session can be made to send its counters off as soon as it has committed: the reading
+-- of a downstream view could see them a second later otherwise, and refresh once too often.
+SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) + pg_catalog.pg_stat_get_xact_tuples_updated(:relation)
+       + pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS rows,
+       pg_catalog.pg_stat_force_next_flush();
+
+-- name: materialized_views
+-- Which materialized views have these names?
 SELECT c.oid
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = :schema AND c.relname = :name AND c.relkind = 'm';
+  FROM ROWS FROM (pg_catalog.unnest(:schemas::text[]), pg_catalog.unnest(:names::text[])) AS asked (schema, name)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = asked.schema
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = asked.name
+ WHERE c.relkind = 'm';
 
 -- name: other_relation
 -- What else has this name, and which materialized views have it in other letters or another schema?

@@ -91,7 +91,12 @@ def test_a_waiting_run_is_not_claimed_before_its_time(connection):
         ledger.hand_back(connection, run_id, wait=timedelta(hours=1), reason="busy", waits_for="public.u")
     with ledger.claim(connection, run_id, worker="a") as run:
         assert run is None
-    ledger.wake(connection, "public.u")
+    other, _ = ledger.insert(connection, new(slot=SLOT - timedelta(hours=1)))
+    ledger.finish(connection, other, State.SUCCEEDED, wakes="public.w")
+    with ledger.claim(connection, run_id, worker="a") as run:
+        assert run is None
+    another, _ = ledger.insert(connection, new(slot=SLOT - timedelta(hours=2)))
+    ledger.finish(connection, another, State.SUCCEEDED, wakes="public.u")
     with ledger.claim(connection, run_id, worker="a") as run:
         assert (run.state, run.attempt, run.waits_for) == (State.RUNNING, 1, None)
 

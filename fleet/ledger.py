@@ -23,8 +23,10 @@ from fleet.postgres.queries import load
 
 _sql = load("fleet", "ledger.sql")
 
-# Longer than any queue should be; ringing twice costs one message that finds its run taken.
-RING_PATIENCE = timedelta(seconds=30)
+# A bell that an empty queue does not hold is lost; ringing twice costs one message that finds its run taken.
+RING_PATIENCE = timedelta(seconds=20)
+# Where the queue holds others, the bell is most likely among them: every further ring would make it longer.
+LONG_RING_PATIENCE = timedelta(minutes=5)
 # A running run whose lock is free belonged to a worker that died; its session may be a moment behind its row.
 LOST_GRACE = timedelta(seconds=5)
 RING_BATCH = 200
@@ -60,7 +62,9 @@ class NewRun:
     """A request for work, before it has an id.
 
     `as_of` defaults to the slot, and without one to the moment of insertion on the kept database's own clock.
-    `skipped_because`: whoever inserts it has seen that nothing has to be done; only `insert_all` takes such.
+    `expires_at`: when it is missed if no worker has started it by then.
+    `state` and `reason`: whoever inserts it knows its end already (nothing to do, missed); only `insert_all`
+    takes such.
     """
 
     task: str
@@ -74,7 +78,9 @@ class NewRun:
     requested_by: str | None = None
     request_id: str | None = None
     parent_id: int | None = None
-    skipped_because: str | None = None
+    expires_at: datetime | None = None
+    state: State = State.QUEUED
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,7 @@ class Run:
     progress: dict[str, Any] | None
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    expires_at: datetime | None
 
     @property
     def final(self) -> bool:
@@ -155,6 +162,7 @@ def insert(connection: psycopg.Connection[Any], new: NewRun) -> tuple[int, bool]
             entry=new.entry,
             slot=new.slot,
             as_of=new.as_of,
+            expires_at=new.expires_at,
             queue=new.queue,
             arguments=Jsonb(dict(new.arguments)),
             max_attempts=new.max_attempts,
@@ -308,15 +316,30 @@ def hand_back(
 def ring_due(
     connection: psycopg.Connection[Any],
     *,
+    busy: Iterable[str] = (),
     patience: timedelta = RING_PATIENCE,
+    long_patience: timedelta = LONG_RING_PATIENCE,
     grace: timedelta = LOST_GRACE,
     batch: int = RING_BATCH,
 ) -> list[Due]:
-    """Mark and return the runs whose bell must be rung (again); any number of callers side by side is safe."""
+    """Mark and return the runs whose bell must be rung (again); any number of callers side by side is safe.
+
+    `busy`: the queues in which the broker holds messages.
+    """
+    values = {
+        "busy": list(busy),
+        "patience": patience,
+        "long_patience": long_patience,
+        "grace": grace,
+        "batch": batch,
+    }
     with connection.cursor(row_factory=class_row(Due)) as cursor:
-        return cursor.execute(
-            _text("ring_due"), {"patience": patience, "grace": grace, "batch": batch}
-        ).fetchall()
+        return cursor.execute(_text("ring_due"), values).fetchall()
+
+
+def miss_expired(connection: psycopg.Connection[Any], *, batch: int = RING_BATCH) -> list[Run]:
+    """End the ticks that no worker has started before their next slot; returns them, for somebody to be told."""
+    return _runs(connection, "miss_expired", batch=batch)
 
 
 def prune(

@@ -1,9 +1,9 @@
 -- name: insert_run
 -- Which run stands for this request? Inserts it unless its key (slot, event or request) is there already.
 WITH new AS (
-    INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, arguments, max_attempts, requested_by, request_id, parent_id, rung_at)
-    VALUES (:task, :target, :entry, :slot, coalesce(:as_of::timestamptz, :slot::timestamptz, pg_catalog.clock_timestamp()), :queue, :arguments,
-            :max_attempts, :requested_by, :request_id, :parent_id, pg_catalog.clock_timestamp())
+    INSERT INTO upkeep.run (task, target, entry, slot, as_of, expires_at, queue, arguments, max_attempts, requested_by, request_id, parent_id, rung_at)
+    VALUES (:task, :target, :entry, :slot, coalesce(:as_of::timestamptz, :slot::timestamptz, pg_catalog.clock_timestamp()), :expires_at, :queue,
+            :arguments, :max_attempts, :requested_by, :request_id, :parent_id, pg_catalog.clock_timestamp())
     ON CONFLICT DO NOTHING
     RETURNING id
 )
@@ -18,20 +18,18 @@ SELECT r.id, false
  LIMIT 1;
 
 -- name: insert_runs
--- Which of these runs are new? One that needs no work comes with the reason and is final at once, in the name of who looked.
-INSERT INTO upkeep.run (task, target, entry, slot, as_of, queue, arguments, max_attempts, requested_by, request_id, parent_id,
-                        rung_at, state, attempt, worker, started_at, finished_at, reason)
-SELECT n.task, n.target, n.entry, n.slot, coalesce(n.as_of, n.slot, now.clock), n.queue, n.arguments, n.max_attempts, n.requested_by, n.request_id,
-       n.parent_id, now.clock,
-       CASE WHEN n.skipped_because IS NULL THEN 'queued' ELSE 'skipped' END,
-       CASE WHEN n.skipped_because IS NULL THEN 0 ELSE 1 END,
-       CASE WHEN n.skipped_because IS NOT NULL THEN :worker END,
-       CASE WHEN n.skipped_because IS NOT NULL THEN now.clock END,
-       CASE WHEN n.skipped_because IS NOT NULL THEN now.clock END,
-       n.skipped_because
+-- Which of these runs are new? One that needs no work, or gets none, comes with its final state and the reason.
+INSERT INTO upkeep.run (task, target, entry, slot, as_of, expires_at, queue, arguments, max_attempts, requested_by, request_id, parent_id,
+                        rung_at, state, reason, attempt, worker, started_at, finished_at)
+SELECT n.task, n.target, n.entry, n.slot, coalesce(n.as_of, n.slot, now.clock), n.expires_at, n.queue, n.arguments, n.max_attempts, n.requested_by,
+       n.request_id, n.parent_id, now.clock, n.state, n.reason,
+       CASE WHEN n.state = 'skipped' THEN 1 ELSE 0 END,
+       CASE WHEN n.state = 'skipped' THEN :worker END,
+       CASE WHEN n.state = 'skipped' THEN now.clock END,
+       CASE WHEN n.state <> 'queued' THEN now.clock END
   FROM pg_catalog.jsonb_to_recordset(:runs) AS n (
-           task text, target text, entry text, slot timestamptz, as_of timestamptz, queue text, arguments jsonb, max_attempts integer,
-           requested_by text, request_id text, parent_id bigint, skipped_because text)
+           task text, target text, entry text, slot timestamptz, as_of timestamptz, expires_at timestamptz, queue text, arguments jsonb,
+           max_attempts integer, requested_by text, request_id text, parent_id bigint, state text, reason text)
  CROSS JOIN pg_catalog.clock_timestamp() AS now (clock)
     ON CONFLICT DO NOTHING
 RETURNING id, task, target, queue, state;
@@ -100,14 +98,17 @@ UPDATE upkeep.run
 
 -- name: ring_due
 -- Which runs need the bell? Waiting and due; queued and not picked up; running with nobody holding the run's lock.
+-- A bell for a queue that still holds messages is probably among them: then only after the longer patience.
 WITH due AS (
     SELECT r.id
       FROM upkeep.run r
      WHERE r.finished_at IS NULL
        AND CASE r.state
              WHEN 'waiting' THEN r.not_before <= pg_catalog.clock_timestamp()
-                                 AND (r.rung_at IS NULL OR r.rung_at < r.not_before OR r.rung_at < pg_catalog.clock_timestamp() - :patience)
-             WHEN 'queued' THEN coalesce(r.rung_at, r.created_at) < pg_catalog.clock_timestamp() - :patience
+                                 AND (r.rung_at IS NULL OR r.rung_at < r.not_before OR r.rung_at < pg_catalog.clock_timestamp()
+                                      - CASE WHEN r.queue = ANY (:busy::text[]) THEN :long_patience::interval ELSE :patience::interval END)
+             WHEN 'queued' THEN coalesce(r.rung_at, r.created_at) < pg_catalog.clock_timestamp()
+                                - CASE WHEN r.queue = ANY (:busy::text[]) THEN :long_patience::interval ELSE :patience::interval END
              ELSE coalesce(r.rung_at, r.started_at) < pg_catalog.clock_timestamp() - :grace
                   AND r.started_at < pg_catalog.clock_timestamp() - :grace
                   AND NOT EXISTS (
@@ -126,6 +127,22 @@ UPDATE upkeep.run AS r
   FROM due
  WHERE r.id = due.id
 RETURNING r.id, r.task, r.queue, r.state;
+
+-- name: miss_expired
+-- Which ticks did no worker start before the next one was due? They are missed; one that somebody has just claimed is left alone.
+WITH expired AS (
+    SELECT r.id
+      FROM upkeep.run r
+     WHERE r.finished_at IS NULL AND r.state = 'queued' AND r.expires_at <= pg_catalog.clock_timestamp()
+     ORDER BY r.id
+     LIMIT :batch
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE upkeep.run AS r
+   SET state = 'missed', finished_at = pg_catalog.clock_timestamp(), reason = 'no worker started it before the next slot'
+  FROM expired
+ WHERE r.id = expired.id
+RETURNING r.*;
 
 -- name: history
 -- What ran lately? Newest first; any filter may be NULL.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,10 +19,8 @@ import psycopg
 import structlog
 from celery import Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
-from kombu.exceptions import OperationalError as BrokerError
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from redis import RedisError
 
 from fleet import ledger, redaction
 from fleet.errors import PermanentError, TransientError, UpkeepError
@@ -327,21 +325,6 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 ledger.finish(
                     connection, run_id, State.FAILED, reason=error.message, error=describe(error, error)
                 )
-
-
-def ring(app: Any, database: str, runs: Iterable[tuple[int, str, str]]) -> int:
-    """Ring the bell for runs: (run id, task, queue). Returns how many were rung before the broker failed, if it did."""
-    rung = 0
-    for run_id, task, queue in runs:
-        try:
-            # Nobody waits for Celery's result of a bell; asking for it would subscribe this process to it for
-            # good.
-            app.send_task(task, kwargs={"database": database, "run": run_id}, queue=queue, ignore_result=True)
-        except (BrokerError, RedisError, OSError) as exc:
-            log.warning("bell.not_rung", run_id=run_id, database=database, error=type(exc).__name__)
-            break
-        rung += 1
-    return rung
 
 
 def _shown(value: object) -> str:

@@ -7,17 +7,21 @@ of them, and a bell rung twice finds its run taken or final.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import structlog
 from celery import bootsteps
+from kombu.exceptions import OperationalError as BrokerError
+from redis import RedisError
 
 from fleet import ledger, settings
 from fleet.errors import UpkeepError
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
-from tasks.base import Runtime, ring
+from schedules.bell import ring
+from tasks.base import Runtime
 from tasks.refresh.view import manage
 
 log = structlog.get_logger(__name__)
@@ -64,6 +68,7 @@ class Watch:
         self._database = database
         self._stop = stop
         self._connection: psycopg.Connection[Any] | None = None
+        self._channel: Any = None
 
     def run(self) -> None:
         """Look, ring, wait; an error is told once, and again when it is over."""
@@ -95,12 +100,35 @@ class Watch:
             self._connection = connection
             refuse_unless_current(connection, self._database.name)
             manage(connection, self._database)
-        due = ledger.ring_due(self._connection)
+        for run in ledger.miss_expired(self._connection):
+            log.error(
+                "run.missed", database=self._database.name, run_id=run.id, task=run.task, target=run.target,
+                slot=run.slot, reason=run.reason,
+            )  # fmt: skip
+        due = ledger.ring_due(self._connection, busy=self._busy_queues())
         if due:
             rung = ring(self._app, self._database.name, ((run.id, run.task, run.queue) for run in due))
             log.info("reaper.rang", database=self._database.name, runs=[run.id for run in due], rung=rung)
 
+    def _busy_queues(self) -> list[str]:
+        """The queues in which the broker holds messages; none of which is known while it does not answer."""
+        try:
+            if self._channel is None:
+                # Not default_channel, which tries for ever.
+                self._channel = self._app.connection_for_read().channel()
+            return [name for name in self._app.amqp.queues if self._channel.client.llen(name)]
+        except (BrokerError, RedisError, OSError):
+            self._hang_up()
+            return []
+
+    def _hang_up(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            with suppress(BrokerError, RedisError, OSError):
+                channel.connection.client.release()
+
     def _disconnect(self) -> None:
+        self._hang_up()
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -12,8 +12,9 @@ from pydantic import model_validator
 from fleet import ledger, settings
 from fleet.ledger import NewRun, State
 from fleet.names import RelationName
+from schedules.bell import ring
 from schedules.slots import interval, latest_slot
-from tasks.base import Arguments, Delivery, LedgeredTask, ring
+from tasks.base import Arguments, Delivery, LedgeredTask
 from tasks.performing import Done, Outcome, Skip
 from tasks.refresh.execute import REFRESH_VIEW, Refresher
 from tasks.refresh.verify import Verified, verify
@@ -168,7 +169,8 @@ def _fan_out(task: LedgeredTask[Any], delivery: Delivery[Any], views: Sequence[s
             # A second delivery of an operator's request must find the runs of the first.
             request_id=None if run.slot else f"{run.request_id or run.id}/{view.name}",
             parent_id=run.id,
-            skipped_because=spared[view.name].reason if view.name in spared else None,
+            expires_at=run.expires_at,
+            **_spared(spared.get(view.name)),
         )
         for view in views
     ] + [
@@ -181,7 +183,7 @@ def _fan_out(task: LedgeredTask[Any], delivery: Delivery[Any], views: Sequence[s
             queue=database.views[each.view].queue,
             max_attempts=1 + len(database.views[each.view].retries),
             requested_by=f"run {run.id}",
-            skipped_because=each.reason,
+            **_spared(each),
         )
         for each in spared.values()
         if each.view not in wanted
@@ -198,6 +200,10 @@ def _fan_out(task: LedgeredTask[Any], delivery: Delivery[Any], views: Sequence[s
         log.info("view.refresh.skipped", view=str(each.view), reason=each.reason)
     ring(task.app, database.name, ((each.id, each.task, each.queue) for each in queued))
     return Done(result=result, recorded=True)
+
+
+def _spared(verified: Verified | None) -> dict[str, Any]:
+    return {} if verified is None else {"state": State.SKIPPED, "reason": verified.reason}
 
 
 TASKS = (RefreshView, RefreshTier, RefreshAll)

@@ -60,8 +60,8 @@ SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) + pg_catalog.pg_st
        + pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS rows;
 
 -- name: rows_written_and_told
--- The same from PostgreSQL 15 on, where a session can be made to send its counters off as soon as it has committed: the reading
--- of a downstream view could see them a second later otherwise, and refresh once too often.
+-- The same. From PostgreSQL 15 on a session can be made to send its counters off as soon as it has committed: the reading of a
+-- downstream view could see them a second later otherwise, and refresh once too often.
 SELECT pg_catalog.pg_stat_get_xact_tuples_inserted(:relation) + pg_catalog.pg_stat_get_xact_tuples_updated(:relation)
        + pg_catalog.pg_stat_get_xact_tuples_deleted(:relation) AS rows,
        pg_catalog.pg_stat_force_next_flush();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -13,13 +13,14 @@ import pytest
 import redis
 import structlog
 from celery import Celery
+from kombu import Queue
 from pydantic import SecretStr
 
 from fleet import ledger, settings
 from fleet.ledger import NewRun
 from fleet.names import RelationName
 from fleet.postgres.connect import connect
-from tasks.base import ring
+from schedules.bell import ring
 from tests.servers import Database
 from tests.waiting import wait_until
 from worker import reaper
@@ -116,7 +117,7 @@ def test_it_rings_once_for_what_nobody_works_on_and_for_nothing_else(reaping: Re
         wait_until(lambda: len(reaping.rung()) >= 3 and reaping.rung("refresh.slow"))
         # It has looked again since, if it rings for one that came later.
         marker = reaping.insert()
-        reaping.age(marker)
+        reaping.age(marker, "10 min")
         wait_until(lambda: marker in reaping.rung())
         assert sorted(reaping.rung()) == sorted([lost, died, waited, marker])
         assert reaping.rung("refresh.slow") == [slow]
@@ -133,9 +134,52 @@ def test_two_of_them_ring_once(reaping: Reaping) -> None:
     reaping.start()
     wait_until(lambda: len(reaping.rung()) >= len(runs))
     marker = reaping.insert()
-    reaping.age(marker)
+    reaping.age(marker, "10 min")
     wait_until(lambda: marker in reaping.rung())
     assert sorted(reaping.rung()) == [*runs, marker]
+
+
+def test_it_does_not_fill_a_queue_that_holds_bells_already(reaping: Reaping) -> None:
+    reaping.app.conf.task_queues = [Queue("refresh"), Queue("refresh.slow")]
+    reaping.redis.rpush("refresh", "a bell")
+    patient = reaping.insert()
+    hasty = reaping.insert(queue="refresh.slow")
+    for run_id in (patient, hasty):
+        reaping.age(run_id)
+    reaping.start()
+    # Looked at both, and rang for the one whose queue is empty, so whose bell must be lost.
+    wait_until(lambda: reaping.rung("refresh.slow") == [hasty])
+    assert reaping.redis.llen("refresh") == 1
+    # Drained without it: lost as well.
+    reaping.redis.delete("refresh")
+    wait_until(lambda: reaping.rung() == [patient])
+
+
+def test_a_tick_that_nobody_started_in_time_is_missed_and_told(reaping: Reaping) -> None:
+    slot = datetime.now(UTC) - timedelta(minutes=10)
+    tick = {"entry": "daily", "expires_at": slot + timedelta(minutes=5)}
+    missed = reaping.insert(**tick, slot=slot)
+    started = reaping.insert(**tick, slot=slot - timedelta(hours=1))
+    waiting = reaping.insert(**tick, slot=slot - timedelta(hours=2))
+    in_time = reaping.insert(
+        entry="daily", slot=slot, target="public.w", expires_at=slot + timedelta(hours=1)
+    )
+    ledger.hand_back(reaping.connection, waiting, wait=timedelta(hours=1), reason="busy")
+    with psycopg.connect(reaping.url, autocommit=True) as alive, ledger.claim(alive, started, worker="a"):
+        with structlog.testing.capture_logs() as said:
+            reaping.start()
+            wait_until(lambda: ledger.get(reaping.connection, missed).final)
+        assert [ledger.get(reaping.connection, run).state for run in (missed, started, waiting, in_time)] == [
+            "missed",
+            "running",
+            "waiting",
+            "queued",
+        ]
+    (line,) = [line for line in said if line["event"] == "run.missed"]
+    assert (line["log_level"], line["run_id"], line["slot"]) == ("error", missed, slot)
+    # Its bell finds nothing to do.
+    with ledger.claim(reaping.connection, missed, worker="late") as run:
+        assert run is None
 
 
 def test_it_makes_the_declared_views_known(reaping: Reaping) -> None:

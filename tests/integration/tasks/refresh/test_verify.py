@@ -75,7 +75,7 @@ def test_a_spared_run_is_final_and_stands_for_its_slot(system):
     made = ledger.insert_all(
         system.connection,
         [
-            NewRun(**key, slot=slot, skipped_because="its sources have not changed"),
+            NewRun(**key, slot=slot, state=State.SKIPPED, reason="its sources have not changed"),
             NewRun(**key | {"target": "public.top"}, slot=slot),
         ],
         worker="w",

@@ -126,7 +126,10 @@ def test_a_fan_out_asks_for_each_view_once_however_often_it_comes(
 ) -> None:
     task_id = upkeep.send(task, database="kept", **arguments)
     run = kept.final(task_id)
-    assert (run.state, run.result) == (State.SUCCEEDED, {"runs": len(views), "skipped": 0, "views": len(views)})
+    assert (run.state, run.result) == (
+        State.SUCCEEDED,
+        {"runs": len(views), "skipped": 0, "views": len(views)},
+    )
     # A worker that dies while it fans out must not take the tick with it.
     assert run.max_attempts > 1
     made = kept.children(run.id)

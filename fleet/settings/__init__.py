@@ -30,7 +30,18 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from fleet.settings.model import BUILT_IN_TIERS, Database, Fleet, Queues, Settings, Tier, View
+from fleet.settings.model import (
+    BUILT_IN_TIERS,
+    Database,
+    Fleet,
+    Job,
+    Queues,
+    Scheduled,
+    Settings,
+    Tier,
+    Timing,
+    View,
+)
 from fleet.settings.problems import ConfigurationErrors, Problem, Report
 from fleet.settings.reading import Reader
 
@@ -39,11 +50,14 @@ __all__ = [
     "ConfigurationErrors",
     "Database",
     "Fleet",
+    "Job",
     "Problem",
     "Queues",
     "Report",
+    "Scheduled",
     "Settings",
     "Tier",
+    "Timing",
     "View",
     "check",
     "load",

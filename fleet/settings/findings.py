@@ -24,6 +24,7 @@ _REMEDIES = {
     "string_type": "Put it in quotes",
     "bool_type": "Write true or false, without quotes",
     "tuple_type": 'Write a list, as in ["5s", "25s", "125s"]',
+    "dict_type": 'Write a table, as in { tier = "daily" }',
     "too_long": "Ten retries at most",
     "literal_error": "Write one of these",
 }
@@ -31,6 +32,7 @@ _REMEDIES = {
 _CONSEQUENCE = "default_factory_not_called"
 # Keys that look as if somebody meant to write a secret; nothing is known about an unknown key but its name.
 _SUSPICIOUS = re.compile(r"pass|pw|secret|token|key|auth|cred|ur[il]|dsn|conn", re.IGNORECASE)
+NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 # A value is there to be recognised, not to be read in full.
 _LONGEST_VALUE = 80
 
@@ -94,6 +96,16 @@ class Findings:
             return value
         self.error(key, value, "it must be a table", f"Write [{path(key)}]")
         return {}
+
+    def name(self, name: str, key: Key, kind: str) -> None:
+        """Refuse a name that a command line, a variable or a log would have to quote."""
+        if not NAME.fullmatch(name):
+            self.error(
+                key,
+                None,
+                f"it is not a name for a {kind}",
+                "Use a small letter, then small letters, digits and _, 31 characters at most",
+            )
 
     def unknown(self, table: Table, known: Iterable[str], key: Key) -> None:
         """Refuse keys that nobody reads: an ignored setting is worse than a refused one."""

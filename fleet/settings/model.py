@@ -2,11 +2,12 @@
 
 Every table of upkeep.toml is one model; what a value may be stands beside it. Models can be made directly, in
 tests and by the demo; what needs a second table to be judged (does this tier exist?) is checked by
-`fleet.settings.reading`.
+`fleet.settings.reading` and `fleet.settings.declared`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -33,6 +34,9 @@ from fleet.errors import ConfigurationError, PermanentError, UpkeepError
 from fleet.names import RelationName
 
 T = TypeVar("T")
+
+DEFAULT_RETRIES = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
+DEFAULT_STATEMENT_TIMEOUT = timedelta(minutes=15)
 
 # Names of zones that differ from machine to machine, or mean "not set".
 _NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
@@ -116,6 +120,34 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _statement(value: object) -> object:
+    if not isinstance(value, str):
+        raise _refuse("a statement is text", 'Put it in quotes, as in "SELECT public.settle()"')
+    if not value.strip():
+        raise _refuse("it is empty", 'Write one SQL statement, as in "SELECT public.settle()"')
+    return _storable(value)
+
+
+def _wire_name(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][\w.]*", value):
+        raise _refuse("it is not the name of a task", 'Write it as "upkeep.refresh.all"')
+    return value
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, str):
+        return _storable(value)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise _refuse("an argument is text, a number, true or false", "A message carries nothing else")
+    return value
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise _refuse("it has a NUL character, which PostgreSQL cannot take", "Take it out")
+    return text
+
+
 def _memory(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}(kB|MB|GB)", value):
         raise _refuse(
@@ -127,6 +159,16 @@ def _memory(value: object) -> object:
 Cron = Annotated[str, BeforeValidator(_cron)]
 Zone = Annotated[str, BeforeValidator(_zone)]
 Memory = Annotated[str, BeforeValidator(_memory)]
+Statement = Annotated[str, BeforeValidator(_statement)]
+WireName = Annotated[str, BeforeValidator(_wire_name)]
+Scalar = Annotated[str | int | bool | float, BeforeValidator(_scalar)]
+StatementTimeout = Annotated[timedelta, _between("1s", "7d")]
+LockTimeout = Annotated[timedelta, _between("1ms", "10m")]
+Retries = Annotated[
+    tuple[Annotated[timedelta, _between("1ms", "1d")], ...],
+    BeforeValidator(_tuple),
+    Field(max_length=10),
+]
 # Dumped as people write it: a dataclass would become a dict, which is no key.
 Relation = Annotated[RelationName, PlainSerializer(str, return_type=str)]
 
@@ -150,12 +192,35 @@ class Fleet(_Table):
     """How long it keeps the others."""
 
 
-class Tier(_Table):
+class Timing(_Table):
+    """When something is due: what tiers, jobs and scheduled entries have in common."""
+
+    cron: Cron | None = None
+    timezone: Zone = "UTC"
+    jitter: Annotated[timedelta, _between("0s", "1h")] = timedelta(0)
+    """How much later than its slot it may be sent, at random: what shares a slot must not come all at once."""
+    catch_up: Literal["latest", "none"] = "latest"
+    """Of the slots that passed while no scheduler was there: run the latest one late, or none."""
+
+    @field_validator("jitter")
+    @classmethod
+    def _before_the_next_slot(cls, value: timedelta, given: ValidationInfo) -> timedelta:
+        cron = given.data.get("cron")
+        gap = crons.parse(cron).shortest_gap if cron is not None else None
+        if gap is not None and value >= gap:
+            raise _refuse(
+                f"the cron expression {cron!r} fires every {durations.format(gap)} at its closest: a slot would "
+                "be overtaken by the next one",
+                f"Write less than {durations.format(gap)}, or let it fire less often",
+            )
+        return value
+
+
+class Tier(Timing):
     """`[tiers.NAME]`: a promise of freshness that views share."""
 
     name: str
     cron: Cron
-    timezone: Zone = "UTC"
 
     @property
     def shortest_interval(self) -> timedelta:
@@ -168,12 +233,8 @@ class View(_Table):
 
     name: Relation
     tier: str
-    statement_timeout: Annotated[timedelta, _between("1s", "7d")] = timedelta(minutes=15)
-    retries: Annotated[
-        tuple[Annotated[timedelta, _between("1ms", "1d")], ...],
-        BeforeValidator(_tuple),
-        Field(max_length=10),
-    ] = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
+    statement_timeout: StatementTimeout = DEFAULT_STATEMENT_TIMEOUT
+    retries: Retries = DEFAULT_RETRIES
     """The pause before each retry of a transient error; jitter is added."""
     allow_blocking: bool = False
     """Whether a plain refresh, which blocks readers, may take longer than 200 ms."""
@@ -192,7 +253,7 @@ class Database(_Table):
     name: str
     url: SecretStr
     max_parallel_refreshes: Annotated[int, _whole(1, 32)] = 2
-    lock_timeout: Annotated[timedelta, _between("1ms", "10m")] = timedelta(seconds=5)
+    lock_timeout: LockTimeout = timedelta(seconds=5)
     tiers: Mapping[str, Tier] = Field(default_factory=lambda: dict(BUILT_IN_TIERS))
     """All tiers that its views may name: built in, the fleet's, its own; the later ones win."""
     views: Mapping[Relation, View] = Field(default_factory=dict)
@@ -217,6 +278,37 @@ class Database(_Table):
     def views_in(self, tier: str) -> tuple[View, ...]:
         """The views of a tier, by name."""
         return tuple(view for _, view in sorted(self.views.items()) if view.tier == tier)
+
+
+class Job(Timing):
+    """`[jobs.NAME]`: one SQL statement that the fleet runs, on a schedule or when asked for by its name."""
+
+    name: str
+    database: str
+    """The only one that it runs in."""
+    sql: Statement
+    statement_timeout: StatementTimeout = DEFAULT_STATEMENT_TIMEOUT
+    """For each batch."""
+    lock_timeout: LockTimeout | None = None
+    """None is the database's."""
+    retries: Retries = DEFAULT_RETRIES
+    """The pause before each retry of a transient error; jitter is added."""
+    repeat_until_zero: bool = False
+    """Run it again and again, each time in a transaction of its own, until it says that nothing is left."""
+    max_batches: Annotated[int, _whole(1, 1_000_000)] = 10_000
+    batch_pause: Annotated[timedelta, _between("0s", "5m")] = timedelta(0)
+    """Between two batches; the session and the worker's place are kept."""
+    queue: Literal["maintenance", "refresh", "refresh.slow", "archive", "watch"] = "maintenance"
+
+
+class Scheduled(Timing):
+    """`[schedule.NAME]`: a task that is sent at its own times, beside the tiers' and the jobs'."""
+
+    name: str
+    cron: Cron
+    task: WireName
+    database: str
+    arguments: Mapping[str, Scalar] = Field(default_factory=dict)
 
 
 class Queues(_Table):
@@ -261,6 +353,8 @@ class Settings(_Table):
     fleet: Fleet
     databases: Mapping[str, Database]
     queues: Queues = Field(default_factory=Queues)
+    jobs: Mapping[str, Job] = Field(default_factory=dict)
+    schedule: Mapping[str, Scheduled] = Field(default_factory=dict)
     path: Path | None = None
     """The file that was read."""
 
@@ -273,13 +367,25 @@ class Settings(_Table):
         """The database of this name; raises PermanentError for an unknown one."""
         return _known(self.databases, name, "database")
 
+    def job(self, name: object) -> Job:
+        """The declared job of this name; raises PermanentError for an unknown one."""
+        return _known(self.jobs, name, "job", otherwise="declare it in upkeep.toml under [jobs.NAME]")
 
-def _known(items: Mapping[str, T], name: object, kind: str) -> T:
+    def jobs_in(self, database: str) -> tuple[Job, ...]:
+        """The jobs of a database, by name."""
+        return tuple(job for _, job in sorted(self.jobs.items()) if job.database == database)
+
+
+def _known(items: Mapping[str, T], name: object, kind: str, *, otherwise: str = "") -> T:
     if isinstance(name, str) and name in items:
         return items[name]
     shown = redaction.text(repr(name))
     shown = shown if len(shown) <= 80 else shown[:79] + "…"
-    raise PermanentError(f"There is no {kind} named {shown}", remedy=closest(str(name), items))
+    remedy = closest(str(name), items) if items or not otherwise else ""
+    if otherwise:
+        known = remedy if remedy.endswith("?") else f"{remedy}."
+        remedy = f"{known} Else {otherwise}" if remedy else f"{otherwise[0].upper()}{otherwise[1:]}"
+    raise PermanentError(f"There is no {kind} named {shown}", remedy=remedy)
 
 
 def _built_in(**tiers: str) -> dict[str, Tier]:

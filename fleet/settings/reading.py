@@ -12,15 +12,24 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from fleet import durations
 from fleet.errors import ConfigurationError, PermanentError
 from fleet.names import RelationName
 from fleet.settings import urls
+from fleet.settings.declared import Declared, check_timeout
 from fleet.settings.findings import Findings, Key, Rendered, Table, path
-from fleet.settings.model import BUILT_IN_TIERS, Database, Fleet, Queues, Settings, Tier, View, closest
+from fleet.settings.model import (
+    BUILT_IN_TIERS,
+    Database,
+    Fleet,
+    Queues,
+    Settings,
+    Tier,
+    Timing,
+    View,
+    closest,
+)
 from fleet.settings.problems import Report
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 REDIS_URL = "UPKEEP_REDIS_URL"
 RESERVED_VARIABLES = frozenset({REDIS_URL, "UPKEEP_CONFIG"})
 
@@ -39,7 +48,8 @@ class Reader:
 
     def read(self, document: Table, source: Path | None) -> Report:
         """Read everything, whatever is wrong with parts of it."""
-        self._found.unknown(document, ("fleet", "databases", "tiers", "queues"), ())
+        known = ("fleet", "databases", "tiers", "queues", "jobs", "schedule")
+        self._found.unknown(document, known, ())
         declared = self._found.table(document.get("databases", {}), ("databases",))
         if not declared:
             self._found.error(("databases",), None, "no database is declared", "Add a table [databases.NAME]")
@@ -52,11 +62,18 @@ class Reader:
             self._database(name, value, tiers=tiers, tier_names=names, queues=queues)
             for name, value in declared.items()
         ]
+        work = Declared(self._found, databases=tuple(declared), queues=queues)
+        jobs = work.jobs(self._found.table(document.get("jobs", {}), ("jobs",)))
+        schedule = work.schedule(self._found.table(document.get("schedule", {}), ("schedule",)))
         self._warn_unused(own_tiers, declared)
+        with_work = {job.database for job in jobs.values()} | {e.database for e in schedule.values()}
+        self._warn_idle(declared, with_work)
         settings = None
         if not self._found.errors and fleet is not None and queues is not None:
             kept = {database.name: database for database in databases if database is not None}
-            settings = Settings(fleet=fleet, databases=kept, queues=queues, path=source)
+            settings = Settings(
+                fleet=fleet, databases=kept, queues=queues, jobs=jobs, schedule=schedule, path=source
+            )
         return Report(
             errors=tuple(self._found.errors), warnings=tuple(self._found.warnings), settings=settings
         )
@@ -99,11 +116,11 @@ class Reader:
     def _tiers(self, tables: Table, key: Key, inherited: Mapping[str, Tier]) -> dict[str, Tier]:
         tiers = dict(inherited)
         for name, value in tables.items():
-            self._check_name(name, (*key, name), "tier")
+            self._found.name(name, (*key, name), "tier")
             table = self._found.table(value, (*key, name))
             if name in inherited:
-                # A tier that is there already may be changed in one of its two parts.
-                table = {"cron": inherited[name].cron, "timezone": inherited[name].timezone, **table}
+                # A tier that is there already may be changed in part.
+                table = {**{part: getattr(inherited[name], part) for part in Timing.model_fields}, **table}
             tier = self._found.model(Tier, table, (*key, name), given={"name": name})
             if tier is not None:
                 tiers[name] = tier
@@ -119,7 +136,7 @@ class Reader:
         queues: Queues | None,
     ) -> Database | None:
         key: Key = ("databases", name)
-        self._check_name(name, key, "database")
+        self._found.name(name, key, "database")
         table = self._found.table(value, key)
         own_tiers = self._found.table(table.get("tiers", {}), (*key, "tiers"))
         known_tiers = self._tiers(own_tiers, (*key, "tiers"), tiers)
@@ -130,13 +147,6 @@ class Reader:
             tier_names=own_tiers.keys() | set(tier_names),
             queues=queues,
         )
-        if not table.get("views"):
-            self._found.warn(
-                (*key, "views"),
-                None,
-                "no view is declared, so nothing is refreshed",
-                "upkeep init suggests some",
-            )
         url = self._database_url(name, table, key)
         given = {"name": name, "url": url or _PLACEHOLDER, "tiers": known_tiers, "views": views}
         return self._found.model(
@@ -182,41 +192,24 @@ class Reader:
                 )
             seen.setdefault(name, text)
             table = self._found.table(value, here)
-            tier = table.get("tier")
-            if isinstance(tier, str) and tier not in tier_names:
+            named = table.get("tier")
+            if isinstance(named, str) and named not in tier_names:
                 self._found.error(
-                    (*here, "tier"), tier, "there is no such tier", _tier_remedy(tier, tier_names)
+                    (*here, "tier"), named, "there is no such tier", _tier_remedy(named, tier_names)
                 )
             view = self._found.model(View, table, here, given={"name": name})
             if view is not None:
                 views[name] = view
-                self._check_timeout(view, table, here, tiers.get(view.tier), queues)
+                tier = tiers.get(view.tier)
+                check_timeout(
+                    self._found,
+                    view.statement_timeout,
+                    here,
+                    queues=queues,
+                    declared="statement_timeout" in table,
+                    due=None if tier is None else (f"the tier {tier.name}", tier.shortest_interval),
+                )
         return views
-
-    def _check_timeout(
-        self, view: View, table: Table, key: Key, tier: Tier | None, queues: Queues | None
-    ) -> None:
-        here, timeout = (*key, "statement_timeout"), durations.format(view.statement_timeout)
-        if queues is not None and view.statement_timeout >= queues.soft_time_limit:
-            self._found.error(
-                here,
-                timeout,
-                f"the task would be stopped earlier, after queues.soft_time_limit = "
-                f"{durations.format(queues.soft_time_limit)}",
-                "Raise queues.soft_time_limit, or lower the statement_timeout",
-            )
-        if (
-            "statement_timeout" in table
-            and tier is not None
-            and view.statement_timeout > tier.shortest_interval
-        ):
-            self._found.warn(
-                here,
-                timeout,
-                f"the tier {tier.name} is due every {durations.format(tier.shortest_interval)}, so a refresh "
-                "this long makes it late",
-                "Lower it, or choose a slower tier",
-            )
 
     def _database_url(self, name: str, table: Table, key: Key) -> SecretStr | None:
         default = f"UPKEEP_{re.sub(r'[^A-Z0-9]', '_', name.upper())}_URL"
@@ -279,6 +272,16 @@ class Reader:
             )
         return SecretStr(url)
 
+    def _warn_idle(self, databases: Table, with_work: set[str]) -> None:
+        for name, value in databases.items():
+            if name not in with_work and not (isinstance(value, Mapping) and value.get("views")):
+                self._found.warn(
+                    ("databases", name, "views"),
+                    None,
+                    "no view is declared, so nothing is refreshed",
+                    "upkeep init suggests some",
+                )
+
     def _warn_unused(self, fleet_tiers: Table, databases: Table) -> None:
         used: set[Key] = set()
         for database, value in databases.items():
@@ -304,15 +307,6 @@ class Reader:
         for tier in fleet_tiers:
             if ("tiers", tier) not in used:
                 self._found.warn(("tiers", tier), None, "no view is in this tier", "Use it or remove it")
-
-    def _check_name(self, name: str, key: Key, kind: str) -> None:
-        if not NAME.fullmatch(name):
-            self._found.error(
-                key,
-                None,
-                f"it is not a name for a {kind}",
-                "Use a small letter, then small letters, digits and _, 31 characters at most",
-            )
 
 
 def _tier_remedy(tier: str, known: Iterable[str]) -> str:

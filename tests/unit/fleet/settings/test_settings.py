@@ -50,6 +50,8 @@ timezone = "Europe/Berlin"
 
 [tiers.nightly]
 cron = "@daily"
+jitter = "10m"
+catch_up = "none"
 
 [databases.lending]
 url_env = "LENDING_DSN"
@@ -78,6 +80,30 @@ timezone = "America/New_York"
 
 [databases.trading.views."public.mv_y"]
 tier = "daily"
+
+[jobs.settle]
+database = "trading"
+sql = "SELECT public.settle()"
+cron = "*/5 * * * *"
+timezone = "Europe/Berlin"
+jitter = "30s"
+catch_up = "none"
+statement_timeout = "20s"
+lock_timeout = "100ms"
+retries = ["2s"]
+repeat_until_zero = true
+max_batches = 50
+batch_pause = "10ms"
+queue = "refresh.slow"
+
+[schedule.all_at_night]
+task = "upkeep.refresh.all"
+database = "lending"
+cron = "0 1 * * *"
+timezone = "America/New_York"
+jitter = "1h"
+catch_up = "none"
+arguments = { requested_by = "the night", count = 3, share = 0.5, forced = true }
 
 [queues]
 concurrency = 8

@@ -1,23 +1,38 @@
-"""What is due and when, from what is declared: each tier of each database, and the pruning of each ledger.
+"""What is due and when, from what is declared: tiers, jobs, scheduled tasks, and the pruning of each ledger.
 
-No Celery here: `worker.app` turns the entries into a beat schedule, `upkeep` prints them.
+No Celery here: the scheduler puts the entries' slots into the ledger, `upkeep` prints them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
-from fleet import cron as crons
 from fleet.settings import Database, Settings
 from schedules.slots import next_slot
 
 REFRESH_TIER = "upkeep.refresh.tier"
+RUN_JOB = "upkeep.job.run"
 PRUNE = "upkeep.ledger.prune"
 # At night where most databases are, and beside the full and half hours that other jobs like.
 PRUNE_CRON = "30 3 * * *"
+
+
+class Timing(Protocol):
+    """When something declared is due."""
+
+    @property
+    def cron(self) -> str | None: ...  # noqa: D102
+    @property
+    def timezone(self) -> str: ...  # noqa: D102
+    @property
+    def jitter(self) -> timedelta: ...  # noqa: D102
+    @property
+    def catch_up(self) -> Literal["latest", "none"]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,66 +40,90 @@ class Entry:
     """One line of the schedule."""
 
     name: str
-    """`database/tier`, or `database/ledger.prune`: no tier's name has a dot."""
+    """`database/tier`, `database/job.NAME`, `database/schedule.NAME`, `database/ledger.prune`."""
+    database: str
     task: str
-    kwargs: Mapping[str, str]
+    label: str
+    """The entry of its runs in the ledger: the tier's own name, or the last part of `name`."""
     cron: str
-    timezone: str
-    queue: str
-    expires: timedelta
-    """After this time in the queue a tick is not worth running: the next one is there."""
+    timezone: str = "UTC"
+    jitter: timedelta = timedelta()
+    catch_up: Literal["latest", "none"] = "latest"
+    arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def expiry(self, slot: datetime) -> datetime:
-        """When the tick of one slot expires: at the next slot, whatever the clocks do between."""
+        """When a tick is not worth starting any more: at the next slot, whatever the clocks do between."""
         return next_slot(self.cron, self.timezone, slot)
+
+    def due_at(self, slot: datetime) -> datetime:
+        """When a slot is put into the ledger: the same for every scheduler, another for every slot."""
+        if not self.jitter:
+            return slot
+        digest = hashlib.blake2b(f"{self.name} {slot.isoformat()}".encode(), digest_size=4).digest()
+        return slot + self.jitter * (int.from_bytes(digest) / 2**32)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What makes it the same entry as before: a change of these begins anew, without catching up."""
+        return {
+            "task": self.task,
+            "arguments": dict(self.arguments),
+            "cron": self.cron,
+            "timezone": self.timezone,
+        }
 
 
 def entries(settings: Settings) -> dict[str, Entry]:
     """All entries by name: what a fleet with these settings does by itself."""
-    return {
-        entry.name: entry
+    found = [
+        entry
         for database in settings.databases.values()
         for entry in (*_refreshes(database), _prune(database))
-    }
+    ]
+    found += _jobs(settings)
+    found += _scheduled(settings)
+    return {entry.name: entry for entry in found}
 
 
-def _refreshes(database: Database) -> list[Entry]:
+def _refreshes(database: Database) -> Iterator[Entry]:
     # A tier that no view is in would only wake up a worker to find that out.
     used = {view.tier for view in database.views.values()}
-    return [
-        _entry(
-            name=f"{database.name}/{tier.name}",
-            task=REFRESH_TIER,
-            kwargs={"database": database.name, "tier": tier.name},
-            cron=tier.cron,
-            timezone=tier.timezone,
-            queue="refresh",
-        )
-        for tier in database.tiers.values()
-        if tier.name in used
-    ]
+    for tier in database.tiers.values():
+        if tier.name in used:
+            yield _entry(database.name, tier.name, REFRESH_TIER, tier, {"tier": tier.name})
 
 
 def _prune(database: Database) -> Entry:
-    return _entry(
+    return Entry(
         name=f"{database.name}/ledger.prune",
+        database=database.name,
         task=PRUNE,
-        kwargs={"database": database.name},
+        label="ledger.prune",
         cron=PRUNE_CRON,
-        timezone="UTC",
-        queue="maintenance",
     )
 
 
-def _entry(*, name: str, task: str, kwargs: Mapping[str, str], cron: str, timezone: str, queue: str) -> Entry:
-    # The longest gap, for an uneven expression: a tick that expired early would be missed until the next day,
-    # one that comes twice finds the views fresh and skips.
+def _jobs(settings: Settings) -> Iterator[Entry]:
+    for job in settings.jobs.values():
+        if job.cron is not None:
+            yield _entry(job.database, f"job.{job.name}", RUN_JOB, job, {"job": job.name})
+
+
+def _scheduled(settings: Settings) -> Iterator[Entry]:
+    for each in settings.schedule.values():
+        yield _entry(each.database, f"schedule.{each.name}", each.task, each, each.arguments)
+
+
+def _entry(database: str, label: str, task: str, timing: Timing, arguments: Mapping[str, Any]) -> Entry:
+    assert timing.cron is not None  # without one it is no entry
     return Entry(
-        name=name,
+        name=f"{database}/{label}",
+        database=database,
         task=task,
-        kwargs=MappingProxyType(dict(kwargs)),
-        cron=cron,
-        timezone=timezone,
-        queue=queue,
-        expires=crons.parse(cron).longest_gap,
+        label=label,
+        cron=timing.cron,
+        timezone=timing.timezone,
+        jitter=timing.jitter,
+        catch_up=timing.catch_up,
+        arguments=MappingProxyType(dict(arguments)),
     )

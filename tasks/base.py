@@ -140,6 +140,14 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         """
         raise NotImplementedError
 
+    def run_for(self, arguments: Mapping[str, Any], database: Database, now: datetime) -> NewRun:
+        """The run that some arguments ask for, without a message: what the scheduler puts into the ledger.
+
+        Raises:
+            PermanentError: as a message with these arguments would be refused.
+        """
+        return self.request_run(self._read((), {"database": database.name, **arguments}), database, now)
+
     def work(self, delivery: Delivery[A]) -> Outcome:
         """Do it. Errors are told apart by type: TransientError is tried again, PermanentError is not."""
         raise NotImplementedError

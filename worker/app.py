@@ -14,7 +14,6 @@ import click
 import psycopg
 import structlog
 from celery import Celery, signals
-from celery.schedules import BaseSchedule
 from click.core import ParameterSource
 from kombu.entity import Exchange, Queue
 
@@ -22,8 +21,6 @@ from fleet import logs, settings
 from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
-from schedules.cron_schedule import CronSchedule
-from schedules.entries import entries
 from tasks.base import Runtime
 from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
@@ -102,8 +99,8 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         },
         "redis_socket_timeout": 30.0,
         "redis_socket_keepalive": True,
-        "beat_schedule": schedule(fleet),
-        "beat_max_loop_interval": 5,
+        # Many may run: one of them leads. Celery's own schedule stays empty.
+        "beat_scheduler": "schedules.scheduler:LeaderScheduler",
         "enable_utc": True,
         "timezone": "UTC",
     }
@@ -111,21 +108,6 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
 
 def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu's are partial
-
-
-def schedule(fleet: settings.Settings) -> dict[str, dict[str, Any]]:
-    """The declared entries as stock beat takes them."""
-    made: dict[str, dict[str, Any]] = {}
-    for entry in entries(fleet).values():
-        timing: BaseSchedule = CronSchedule(entry.cron, entry.timezone)
-        made[entry.name] = {
-            "task": entry.task,
-            "schedule": timing,
-            "kwargs": dict(entry.kwargs)
-            | ({"scheduled": True} if entry.task == refresh_tasks.REFRESH_TIER else {}),
-            "options": {"queue": entry.queue, "expires": entry.expires.total_seconds()},
-        }
-    return made
 
 
 app = Upkeep("upkeep", set_as_current=True)

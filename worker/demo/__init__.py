@@ -134,7 +134,7 @@ def _run(
                 "--hostname",
                 f"demo@{name}",
             )
-            fleet.start("beat", "beat", "--schedule", str(folder / "beat"), "--pidfile=")
+            fleet.start("beat", "beat", "--pidfile=")
             fleet.start("flower", "flower", "--address=127.0.0.1", f"--port={flower_port}")
             wait_for_worker(fleet, environment, stopped)
             writer.start()

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from celery.schedules import BaseSchedule
 
 from fleet import settings
 from worker.app import QUEUES, configuration
@@ -113,18 +112,10 @@ def test_every_queue_is_declared_and_no_other_is_made(fleet: settings.Settings) 
     assert {route["queue"] for route in made["task_routes"].values()} <= set(QUEUES)
 
 
-def test_the_entries_of_stock_beat_carry_queue_and_expiry(fleet: settings.Settings) -> None:
-    entries = configuration(fleet)["beat_schedule"]
-    assert set(entries) == {"first/five_minutes", "first/ledger.prune", "second/daily", "second/ledger.prune"}
-    for entry in entries.values():
-        assert isinstance(entry["schedule"], BaseSchedule)
-        assert entry["options"]["queue"] in QUEUES
-        assert entry["options"]["expires"] > 0
-        assert entry["task"].startswith("upkeep.")
-    tick = entries["first/five_minutes"]
-    assert tick["kwargs"] == {"database": "first", "tier": "five_minutes", "scheduled": True}
-    assert tick["options"] == {"queue": "refresh", "expires": 300.0}
-    assert "scheduled" not in entries["first/ledger.prune"]["kwargs"]
+def test_beat_is_the_scheduler_of_which_many_may_run(fleet: settings.Settings) -> None:
+    made = configuration(fleet)
+    assert made["beat_scheduler"] == "schedules.scheduler:LeaderScheduler"
+    assert "beat_schedule" not in made
 
 
 def test_results_go_away(fleet: settings.Settings) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import SecretStr
 
 from fleet.names import RelationName
-from fleet.settings import BUILT_IN_TIERS, Database, Fleet, Settings, Tier, View
+from fleet.settings import BUILT_IN_TIERS, Database, Fleet, Job, Scheduled, Settings, Tier, View
 from schedules.entries import entries
 
 
@@ -31,13 +31,15 @@ def test_one_entry_for_each_tier_in_use_and_one_to_prune() -> None:
     tick = made["lending/five_minutes"]
     assert tick.name == "lending/five_minutes"
     assert tick.task == "upkeep.refresh.tier"
-    assert tick.kwargs == {"database": "lending", "tier": "five_minutes"}
-    assert (tick.cron, tick.timezone, tick.queue) == ("*/5 * * * *", "UTC", "refresh")
-    assert tick.expires == timedelta(minutes=5)
+    assert (tick.database, tick.label, tick.arguments) == (
+        "lending",
+        "five_minutes",
+        {"tier": "five_minutes"},
+    )
+    assert (tick.cron, tick.timezone) == ("*/5 * * * *", "UTC")
     prune = made["lending/ledger.prune"]
-    assert (prune.task, prune.kwargs) == ("upkeep.ledger.prune", {"database": "lending"})
-    assert (prune.cron, prune.timezone, prune.queue) == ("30 3 * * *", "UTC", "maintenance")
-    assert prune.expires == timedelta(days=1)
+    assert (prune.database, prune.task, prune.label) == ("lending", "upkeep.ledger.prune", "ledger.prune")
+    assert (prune.cron, prune.timezone) == ("30 3 * * *", "UTC")
 
 
 def test_a_database_has_its_own_idea_of_a_tier() -> None:
@@ -54,10 +56,47 @@ def test_a_database_without_views_is_pruned_all_the_same() -> None:
 def test_an_uneven_tick_does_not_expire_before_the_next() -> None:
     market = Tier(name="market", cron="0,5 9 * * 1-5", timezone="America/New_York")
     tick = entries(fleet(database("trading", "market", own=(market,))))["trading/market"]
-    assert tick.expires == timedelta(days=3) - timedelta(minutes=5)
     # Friday's last tick is good until Monday; exactly, although the clocks change on that Sunday.
     friday = datetime(2026, 3, 6, 14, 5, tzinfo=UTC)
     assert tick.expiry(friday) == datetime(2026, 3, 9, 13, 0, tzinfo=UTC)
+
+
+def test_what_else_is_declared_has_its_place() -> None:
+    declared = fleet(database("payments"))
+    job = Job(name="settle", database="payments", sql="SELECT 1", cron="*/5 * * * *", catch_up="none")
+    asked_for = Job(name="by_hand", database="payments", sql="SELECT 1")
+    nightly = Scheduled(
+        name="nightly",
+        task="upkeep.refresh.all",
+        database="payments",
+        cron="0 1 * * *",
+        timezone="Europe/Berlin",
+        jitter=timedelta(minutes=3),
+    )
+    made = entries(
+        declared.model_copy(
+            update={"jobs": {"settle": job, "by_hand": asked_for}, "schedule": {"nightly": nightly}}
+        )
+    )
+    assert list(made) == ["payments/ledger.prune", "payments/job.settle", "payments/schedule.nightly"]
+    settle, full = made["payments/job.settle"], made["payments/schedule.nightly"]
+    assert (settle.task, settle.arguments, settle.catch_up) == ("upkeep.job.run", {"job": "settle"}, "none")
+    assert (full.label, full.timezone, full.jitter) == (
+        "schedule.nightly",
+        "Europe/Berlin",
+        timedelta(minutes=3),
+    )
+
+
+def test_jitter_is_the_same_for_every_scheduler_and_another_for_every_slot() -> None:
+    tier = Tier(name="spread", cron="*/5 * * * *", jitter=timedelta(minutes=4))
+    tick = entries(fleet(database("d", "spread", own=(tier,))))["d/spread"]
+    slots = [datetime(2026, 3, 6, 14, 5 * n, tzinfo=UTC) for n in range(12)]
+    late = [tick.due_at(slot) - slot for slot in slots]
+    assert late == [tick.due_at(slot) - slot for slot in slots]
+    assert len(set(late)) == 12
+    assert min(late) >= timedelta()
+    assert timedelta(minutes=2) < max(late) < timedelta(minutes=4)
 
 
 def test_the_same_settings_make_equal_entries() -> None:

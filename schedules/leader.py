@@ -1,0 +1,393 @@
+"""Puts what is due into the ledgers, in the one process of many that leads.
+
+Leadership is a session advisory lock in the home database; it saves work. What makes a slot run once is its run's
+key, whoever inserts it, however often. For a slot: insert the run, note how far the entry is, ring the bell, in
+that order: a crash after the first finds the run there, after the second the reaper rings.
+
+Every database has a thread of its own, and so have the bells: one that is away, or a Redis that stalls, holds up
+nobody else, least of all the heartbeat that leading depends on. The clock is the home database's, never this
+machine's.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import structlog
+
+from fleet import ledger
+from fleet.errors import PermanentError, TransientError, UpkeepError
+from fleet.ledger import Inserted, NewRun, State
+from fleet.postgres import locks
+from fleet.postgres.connect import connect
+from fleet.postgres.migrations import refuse_unless_current
+from fleet.settings import Database
+from schedules import state
+from schedules.due import Due, due
+from schedules.entries import Entry
+
+log = structlog.get_logger(__name__)
+
+# A standby looks this often whether the lock is free; it is as soon as the leader's process is gone.
+STANDBY_S = 0.5
+# The leader asks at least this often whether it leads still, and what has been paused.
+HEARTBEAT_S = 1.0
+# A leader that was stopped (SIGSTOP, a paused machine) keeps its session: the server ends it after this silence.
+SILENCE = "5s"
+# After an error: of the home database, or of one that slots belong to.
+RETRY_S = 2.0
+# A clock that moved by more than this against ours was set: everything is looked at anew.
+CLOCK_JUMP = timedelta(seconds=2)
+# Entries that a log line names.
+NAMED = 10
+# Rows in one INSERT.
+BATCH = 5000
+
+NOBODY_LED = "not inserted in its time: no scheduler led, or its database was away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What one database gets at once, and who asked: a leader's earlier term must not advance a later one's state."""
+
+    term: int
+    items: tuple[tuple[Entry, Due], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    database: str
+    batch: _Batch
+    made: tuple[Inserted, ...] = ()
+    error: Exception | None = None
+
+
+class Leader:
+    """One process's part: stands by until it leads, then ticks."""
+
+    def __init__(
+        self,
+        home: Database,
+        databases: Mapping[str, Database],
+        entries: Mapping[str, Entry],
+        *,
+        make_run: Callable[[Entry, datetime], NewRun],
+        ring: Callable[[str, Iterable[tuple[int, str, str]]], object],
+    ) -> None:
+        self._home = home
+        self._entries = entries
+        self._connection: psycopg.Connection[Any] | None = None
+        self._stop = threading.Event()
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._inserters = {
+            name: _Inserter(database, make_run, self._answers, self._stop)
+            for name, database in databases.items()
+        }
+        self._bells = _Bells(ring)
+        self._term = 0
+        self._leads = False
+        self._told: str | None = None
+        self._last: dict[str, datetime] = {}
+        self._paused: frozenset[str] = frozenset()
+        self._heap: list[tuple[datetime, str]] = []
+        self._on_their_way: set[str] = set()
+        self._clock: datetime | None = None
+        self._read_at = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process led when it last looked."""
+        return self._leads
+
+    def tick(self) -> None:
+        """Do what is due, and wait for what comes next, a second at most."""
+        try:
+            if not self._lead():
+                self._stop.wait(STANDBY_S)
+                return
+            self._beat()
+            self._settle()
+            self._submit()
+            self._wait()
+        except (psycopg.Error, UpkeepError) as exc:
+            self._step_down(exc)
+            self._stop.wait(RETRY_S)
+
+    def close(self) -> None:
+        """Stop; the lock goes with the process, or with the connection if that lives on."""
+        self._stop.set()
+        self._bells.close()
+
+    def release(self) -> None:
+        """Give leadership back at once; not from a signal handler, which may have interrupted a query."""
+        self.close()
+        self._disconnect()
+
+    # ---- leading ----
+
+    def _lead(self) -> bool:
+        if self._leads:
+            return True
+        if self._connection is None:
+            self._connection = connect(self._home.url.get_secret_value(), application_name="upkeep/scheduler")
+            refuse_unless_current(self._connection, self._home.name)
+            state.refuse_newer(self._connection)
+        if not locks.try_acquire(self._connection, state.LEADER):
+            self._tell("scheduler.stands_by")
+            return False
+        self._connection.execute(
+            "SELECT pg_catalog.set_config('idle_session_timeout', %s, false)", (SILENCE,)
+        )
+        self._term += 1
+        self._begin(self._connection)
+        self._leads = True
+        self._tell("scheduler.leads", entries=len(self._entries), term=self._term)
+        return True
+
+    def _begin(self, connection: psycopg.Connection[Any]) -> None:
+        """Take over from what the last leader wrote, not from what was read while standing by."""
+        beat = state.heartbeat(connection)
+        if beat.in_recovery:
+            raise TransientError(
+                f"The home database {self._home.name!r} is a standby",
+                remedy="Point its URL at the primary, or list all servers with target_session_attrs=read-write",
+            )
+        states = state.reconcile(connection, self._entries.values(), beat.clock)
+        self._last = {name: states[name].last_slot for name in self._entries}
+        self._paused = beat.paused
+        self._on_their_way.clear()  # answers of an earlier term are not waited for
+        self._set_clock(beat.clock)
+        self._look_at_all(beat.clock)
+
+    def _beat(self) -> None:
+        assert self._connection is not None  # it leads
+        beat = state.heartbeat(self._connection)
+        if not beat.leads or beat.in_recovery:
+            raise TransientError("The session in the home database leads no longer")
+        jumped = self._clock is not None and abs(beat.clock - self._now()) > CLOCK_JUMP
+        self._set_clock(beat.clock)
+        resumed = (self._paused - beat.paused) & self._entries.keys()
+        self._paused = beat.paused
+        if resumed:
+            states = state.read_states(self._connection)
+            self._last |= {name: states[name].last_slot for name in resumed if name in states}
+        if jumped:
+            log.warning("scheduler.clock_was_set", clock=beat.clock.isoformat())
+        if jumped or resumed:
+            self._look_at_all(beat.clock)
+
+    def _step_down(self, exc: Exception) -> None:
+        said = exc.message if isinstance(exc, UpkeepError) else str(exc).strip()
+        remedy = exc.remedy if isinstance(exc, UpkeepError) else None
+        level = "error" if isinstance(exc, PermanentError) else "warning"
+        event = "scheduler.leads_no_longer" if self._leads else "scheduler.home_away"
+        self._leads = False
+        self._disconnect()
+        self._tell(event, level=level, error=said, **({"remedy": remedy} if remedy else {}))
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _tell(self, event: str, *, level: str = "info", **values: Any) -> None:
+        # Once: a standby says nothing for months, a database that is away is known to be.
+        key = f"{event} {values.get('error', '')}"
+        if key != self._told:
+            getattr(log, level)(event, **values)
+        self._told = key
+
+    # ---- what is due ----
+
+    def _set_clock(self, clock: datetime) -> None:
+        self._clock, self._read_at = clock, time.monotonic()
+
+    def _now(self) -> datetime:
+        assert self._clock is not None  # set when it began to lead
+        return self._clock + timedelta(seconds=time.monotonic() - self._read_at)
+
+    def _look_at_all(self, now: datetime) -> None:
+        """Look at every entry at the next pass; those on their way to a database come back with its answer."""
+        self._heap = [(now, name) for name in self._entries if name not in self._on_their_way]
+        heapq.heapify(self._heap)
+
+    def _submit(self) -> None:
+        """Hand what is due to its database's thread; one batch each at a time, what comes meanwhile goes together."""
+        now = self._now()
+        batches: dict[str, list[tuple[Entry, Due]]] = defaultdict(list)
+        while self._heap and self._heap[0][0] <= now:
+            _, name = heapq.heappop(self._heap)
+            entry = self._entries[name]
+            found = due(entry, self._last[name], now)
+            if found.last_slot is None or name in self._paused:
+                heapq.heappush(self._heap, (max(found.look_at, now + timedelta(milliseconds=1)), name))
+            else:
+                batches[entry.database].append((entry, found))
+                self._on_their_way.add(name)
+        for database, items in batches.items():
+            self._inserters[database].submit(_Batch(term=self._term, items=tuple(items)))
+
+    def _wait(self) -> None:
+        """Until something is due or a database has answered, the heartbeat's interval at most."""
+        wait = HEARTBEAT_S
+        if self._heap:
+            wait = min(wait, (self._heap[0][0] - self._now()).total_seconds())
+        try:
+            answer = self._answers.get(timeout=max(0.0, wait))
+        except queue.Empty:
+            return
+        self._take(answer)
+
+    def _settle(self) -> None:
+        while True:
+            try:
+                answer = self._answers.get_nowait()
+            except queue.Empty:
+                return
+            self._take(answer)
+
+    def _take(self, answer: _Answer) -> None:
+        """Note what a database has got, then ring; what it could not take is tried again."""
+        if answer.batch.term != self._term or self._connection is None:
+            return
+        self._on_their_way -= {entry.name for entry, _ in answer.batch.items}
+        if answer.error is not None:
+            again = self._now() + timedelta(seconds=RETRY_S)
+            for entry, _ in answer.batch.items:
+                heapq.heappush(self._heap, (again, entry.name))
+            return
+        slots = {entry.name: found.last_slot for entry, found in answer.batch.items if found.last_slot}
+        state.advance(self._connection, slots)
+        queued = [each for each in answer.made if each.state == State.QUEUED]
+        self._bells.ring(answer.database, [(each.id, each.task, each.queue) for each in queued])
+        for entry, found in answer.batch.items:
+            self._last[entry.name] = slots[entry.name]
+            heapq.heappush(self._heap, (found.look_at, entry.name))
+            if found.missed:
+                log.error(
+                    "schedule.missed",
+                    entry=entry.name,
+                    slots=len(found.missed),
+                    more=found.more_missed,
+                    first=found.missed[0].isoformat(),
+                    last=found.missed[-1].isoformat(),
+                )
+        names = [entry.name for entry, found in answer.batch.items if found.run]
+        if names:
+            log.info("schedule.inserted", database=answer.database, runs=len(queued), entries=names[:NAMED])
+
+
+class _Inserter:
+    """One database's thread: inserts batches of runs, one after the other."""
+
+    def __init__(
+        self,
+        database: Database,
+        make_run: Callable[[Entry, datetime], NewRun],
+        answers: queue.SimpleQueue[_Answer],
+        stop: threading.Event,
+    ) -> None:
+        self._database = database
+        self._make_run = make_run
+        self._answers = answers
+        self._stop = stop
+        self._batches: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        self._connection: psycopg.Connection[Any] | None = None
+        self._away = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, batch: _Batch) -> None:
+        """Take a batch on; the answer goes to the leader's queue."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._work, name=f"schedule-{self._database.name}", daemon=True
+            )
+            self._thread.start()
+        self._batches.put(batch)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                batch = self._batches.get(timeout=60)
+            except queue.Empty:
+                self._disconnect()  # a daily entry needs no session all day
+                continue
+            answer = _Answer(database=self._database.name, batch=batch)
+            try:
+                answer = replace(answer, made=tuple(self._insert(batch)))
+                if self._away:
+                    log.info("schedule.database_back", database=self._database.name)
+                self._away = False
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the leader must hear of it and try again
+                self._disconnect()
+                answer = replace(answer, error=exc)
+                if not self._away:
+                    log.warning(
+                        "schedule.database_away", database=self._database.name, error=str(exc).strip()
+                    )
+                self._away = True
+            self._answers.put(answer)
+
+    def _insert(self, batch: _Batch) -> list[Inserted]:
+        runs = [run for entry, found in batch.items for run in self._runs(entry, found)]
+        if self._connection is None:
+            connection = connect(self._database.url.get_secret_value(), application_name="upkeep/schedule")
+            self._connection = connection
+            refuse_unless_current(connection, self._database.name)
+        made: list[Inserted] = []
+        for start in range(0, len(runs), BATCH):
+            made += ledger.insert_all(self._connection, runs[start : start + BATCH], worker="scheduler")
+        return made
+
+    def _runs(self, entry: Entry, found: Due) -> list[NewRun]:
+        runs = []
+        for position, slot in enumerate(found.missed):
+            older = " (as were older slots)" if found.more_missed and position == 0 else ""
+            missed = self._make_run(entry, slot)
+            runs.append(replace(missed, state=State.MISSED, reason=f"{NOBODY_LED}{older}"))
+        if found.run is not None:
+            runs.append(self._make_run(entry, found.run))
+        return runs
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Bells:
+    """Rings in a thread of its own: a broker that stalls for half a minute must cost bells, not leadership."""
+
+    def __init__(self, ring: Callable[[str, Iterable[tuple[int, str, str]]], object]) -> None:
+        self._ring = ring
+        self._waiting: queue.SimpleQueue[tuple[str, list[tuple[int, str, str]]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def ring(self, database: str, runs: list[tuple[int, str, str]]) -> None:
+        """Ring soon."""
+        if not runs:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="schedule-bells", daemon=True)
+            self._thread.start()
+        self._waiting.put((database, runs))
+
+    def close(self) -> None:
+        """Let the thread end; bells that it has not rung are the reaper's."""
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (waiting := self._waiting.get()) is not None:
+            try:
+                self._ring(*waiting)
+            except Exception:  # the thread must live on: the reaper rings for these
+                log.exception("schedule.bells_failed", database=waiting[0])

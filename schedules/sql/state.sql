@@ -1,0 +1,72 @@
+-- name: newer_rows
+-- Which entries were written by a newer version, in a form that this one does not know?
+SELECT s.entry, s.format FROM upkeep.schedule_state s WHERE s.format > :format ORDER BY s.entry;
+
+-- name: reconcile!
+-- Makes the declared entries known. A new one, a changed one and one that comes back begin at :now; what is declared no longer is kept
+-- as history.
+WITH declared AS (
+    SELECT d.entry, d.definition
+      FROM pg_catalog.jsonb_to_recordset(:entries) AS d (entry text, definition jsonb)
+), known AS (
+    INSERT INTO upkeep.schedule_state AS s (entry, definition, last_slot)
+    SELECT entry, definition, :now FROM declared ORDER BY entry
+    ON CONFLICT (entry) DO UPDATE
+       SET definition = excluded.definition, last_slot = excluded.last_slot, removed_at = NULL, updated_at = pg_catalog.clock_timestamp()
+     WHERE s.definition <> excluded.definition OR s.removed_at IS NOT NULL
+)
+UPDATE upkeep.schedule_state s
+   SET removed_at = :now, updated_at = pg_catalog.clock_timestamp()
+ WHERE s.removed_at IS NULL
+   AND NOT EXISTS (SELECT 1 FROM declared d WHERE d.entry = s.entry);
+
+-- name: read_states
+-- How far is each declared entry, and which are paused?
+SELECT s.entry, s.last_slot, s.paused_at, s.paused_by, s.pause_reason
+  FROM upkeep.schedule_state s
+ WHERE s.removed_at IS NULL;
+
+-- name: heartbeat
+-- What time is it there, does this session still hold the leader's lock, may it write, and which entries are paused?
+SELECT pg_catalog.clock_timestamp() AS clock,
+       EXISTS (
+           SELECT 1
+             FROM pg_catalog.pg_locks l
+            WHERE l.locktype = 'advisory' AND l.granted AND l.pid = pg_catalog.pg_backend_pid() AND l.objsubid = 1
+              AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended(:key, 0)) AS leads,
+       pg_catalog.pg_is_in_recovery() AS in_recovery,
+       ARRAY(SELECT s.entry FROM upkeep.schedule_state s WHERE s.paused_at IS NOT NULL AND s.removed_at IS NULL) AS paused;
+
+-- name: advance!
+-- Notes up to which slot entries have been put into the ledger; never back.
+UPDATE upkeep.schedule_state s
+   SET last_slot = greatest(s.last_slot, n.last_slot), updated_at = pg_catalog.clock_timestamp()
+  FROM ROWS FROM (pg_catalog.unnest(:entries::text[]), pg_catalog.unnest(:slots::timestamptz[])) AS n (entry, last_slot)
+ WHERE s.entry = n.entry;
+
+-- name: pause
+-- Pauses an entry: its slots are not run until it is resumed. Says whether it was paused before.
+UPDATE upkeep.schedule_state s
+   SET paused_at = coalesce(s.paused_at, pg_catalog.clock_timestamp()), paused_by = coalesce(s.paused_by, :by),
+       pause_reason = coalesce(s.pause_reason, :reason), updated_at = pg_catalog.clock_timestamp()
+  FROM (SELECT entry, paused_at IS NOT NULL AS was FROM upkeep.schedule_state WHERE entry = :entry FOR UPDATE) AS before
+ WHERE s.entry = before.entry
+RETURNING before.was;
+
+-- name: resume
+-- Resumes an entry with its next slot: those of the pause are not caught up with. Says whether it was paused.
+UPDATE upkeep.schedule_state s
+   SET last_slot = CASE WHEN before.was THEN greatest(s.last_slot, pg_catalog.clock_timestamp()) ELSE s.last_slot END,
+       paused_at = NULL, paused_by = NULL, pause_reason = NULL, updated_at = pg_catalog.clock_timestamp()
+  FROM (SELECT entry, paused_at IS NOT NULL AS was FROM upkeep.schedule_state WHERE entry = :entry FOR UPDATE) AS before
+ WHERE s.entry = before.entry
+RETURNING before.was;
+
+-- name: leader
+-- Who leads? Its session, from when, and from where.
+SELECT a.pid, a.backend_start, a.client_addr::text AS client, a.application_name
+  FROM pg_catalog.pg_locks l
+  JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+   AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended(:key, 0);

@@ -1,0 +1,107 @@
+"""How far each entry has been put into the ledger, and what is paused: rows in the home database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from fleet.errors import PermanentError
+from fleet.postgres.queries import load
+from schedules.entries import Entry
+
+_sql = load("schedules", "sql/state.sql")
+
+# Of a row. One in a higher format was written by a newer Upkeep.
+FORMAT = 1
+# Held by the session of the scheduler that leads.
+LEADER = "upkeep/scheduler"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryState:
+    """One row of upkeep.schedule_state."""
+
+    entry: str
+    last_slot: datetime
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """What the home database says to the scheduler that leads."""
+
+    clock: datetime
+    leads: bool
+    in_recovery: bool
+    paused: frozenset[str]
+
+
+def refuse_newer(connection: psycopg.Connection[Any]) -> None:
+    """Stop where a newer version has written rows that this one would misread.
+
+    Raises:
+        PermanentError: with the entries and the remedy.
+    """
+    found = connection.execute(_sql.newer_rows.sql, {"format": FORMAT}).fetchall()
+    if found:
+        names = ", ".join(f"{entry} (format {form})" for entry, form in found[:3])
+        raise PermanentError(
+            f"upkeep.schedule_state has {len(found)} rows of a newer version of Upkeep: {names}",
+            remedy=f"Upgrade this scheduler; it knows format {FORMAT}",
+        )
+
+
+def reconcile(
+    connection: psycopg.Connection[Any], entries: Iterable[Entry], now: datetime
+) -> dict[str, EntryState]:
+    """Make the declared entries known and return their states; one that is new or changed begins now."""
+    refuse_newer(connection)
+    declared = [{"entry": e.name, "definition": e.definition} for e in entries]
+    connection.execute(_sql.reconcile.sql, {"entries": Jsonb(declared), "now": now})
+    return read_states(connection)
+
+
+def read_states(connection: psycopg.Connection[Any]) -> dict[str, EntryState]:
+    """The states of the declared entries, by name."""
+    with connection.cursor(row_factory=class_row(EntryState)) as cursor:
+        return {state.entry: state for state in cursor.execute(_sql.read_states.sql)}
+
+
+def heartbeat(connection: psycopg.Connection[Any]) -> Heartbeat:
+    """Ask the home database for the time, and whether this session leads still."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(_sql.heartbeat.sql, {"key": LEADER}).fetchone()
+    assert row is not None  # SELECT without FROM
+    return Heartbeat(**row | {"paused": frozenset(row["paused"])})
+
+
+def advance(connection: psycopg.Connection[Any], slots: Mapping[str, datetime]) -> None:
+    """Note up to which slot entries have been put into the ledger."""
+    names = sorted(slots)
+    connection.execute(_sql.advance.sql, {"entries": names, "slots": [slots[n] for n in names]})
+
+
+def pause(connection: psycopg.Connection[Any], entry: str, *, by: str, reason: str | None) -> bool | None:
+    """Pause an entry until it is resumed; whether it was paused before, None where it is not known."""
+    row = connection.execute(_sql.pause.sql, {"entry": entry, "by": by, "reason": reason}).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def resume(connection: psycopg.Connection[Any], entry: str) -> bool | None:
+    """Resume an entry with its next slot; whether it was paused, None where it is not known."""
+    row = connection.execute(_sql.resume.sql, {"entry": entry}).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def leader(connection: psycopg.Connection[Any]) -> dict[str, Any] | None:
+    """The session that leads: pid, backend_start, client, application_name."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_sql.leader.sql, {"key": LEADER}).fetchone()

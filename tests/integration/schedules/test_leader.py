@@ -1,0 +1,378 @@
+"""The leader on real databases: every slot once, whoever leads, whatever is away, whatever was written before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from pydantic import SecretStr
+
+from fleet import ledger, settings
+from fleet.ledger import NewRun, Run
+from schedules import leader as leading
+from schedules import state
+from schedules.entries import Entry
+from schedules.leader import Leader
+from tests.servers import Database
+from tests.waiting import wait_until
+
+TIER = "upkeep.refresh.tier"
+
+
+def entry(label: str = "five_minutes", database: str = "home", **changes: Any) -> Entry:
+    values: dict[str, Any] = {"cron": "*/5 * * * *"} | changes
+    return Entry(name=f"{database}/{label}", database=database, task=TIER, label=label, **values)
+
+
+def make_run(each: Entry, slot: datetime) -> NewRun:
+    return NewRun(
+        task=each.task,
+        target=each.label,
+        entry=each.label,
+        slot=slot,
+        queue="refresh",
+        max_attempts=4,
+        expires_at=each.expiry(slot),
+    )
+
+
+class Schedule:
+    """Leaders of one fleet, in threads of this process, and what they did."""
+
+    def __init__(self, home: Database, **others: Database) -> None:
+        self.urls = {"home": home.url} | {name: other.url for name, other in others.items()}
+        self.rung: list[tuple[str, int]] = []
+        self.ring_waits = threading.Event()
+        self.ring_waits.set()
+        self._stops: list[tuple[threading.Event, threading.Thread, Leader]] = []
+
+    def database(self, name: str) -> settings.Database:
+        return settings.Database(name=name, url=SecretStr(self.urls[name]))
+
+    def _ring(self, database: str, runs: Any) -> None:
+        self.ring_waits.wait()
+        self.rung += [(database, run) for run, _, _ in runs]
+
+    def start(self, *entries: Entry) -> Leader:
+        made = Leader(
+            self.database("home"),
+            {name: self.database(name) for name in self.urls},
+            {each.name: each for each in entries},
+            make_run=make_run,
+            ring=self._ring,
+        )
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                made.tick()
+            made.release()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self._stops.append((stop, thread, made))
+        return made
+
+    def end(self, which: Leader) -> None:
+        for stop, thread, made in self._stops:
+            if made is which:
+                stop.set()
+                thread.join(timeout=20)
+                assert not thread.is_alive()
+        self._stops = [each for each in self._stops if each[2] is not which]
+
+    def close(self) -> None:
+        self.ring_waits.set()
+        for _, _, made in list(self._stops):
+            self.end(made)
+
+    @contextmanager
+    def look(self, name: str = "home") -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(self.urls[name], autocommit=True) as connection:
+            yield connection
+
+    def known(self, *entries: Entry, ago: timedelta = timedelta(), **columns: Any) -> None:
+        """As if these entries had been kept for some time, up to `ago`."""
+        with self.look() as connection:
+            state.reconcile(connection, entries, datetime.now(UTC) - ago)
+
+    def runs(self, name: str = "home") -> list[Run]:
+        with self.look(name) as connection:
+            return sorted(ledger.history(connection, limit=1000), key=lambda run: (run.target, run.slot))
+
+    def states(self) -> dict[str, state.EntryState]:
+        with self.look() as connection:
+            return state.read_states(connection)
+
+    def session(self) -> int | None:
+        with self.look() as connection:
+            found = state.leader(connection)
+        return found["pid"] if found else None
+
+
+@pytest.fixture
+def schedule(upkeep_database: Database) -> Iterator[Schedule]:
+    made = Schedule(upkeep_database)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leading, "STANDBY_S", 0.05)
+    monkeypatch.setattr(leading, "RETRY_S", 0.2)
+    monkeypatch.setattr(leading, "HEARTBEAT_S", 0.1)
+
+
+def latest(minutes: int = 5) -> datetime:
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    return now - timedelta(minutes=now.minute % minutes)
+
+
+def test_a_slot_that_went_by_is_run_noted_and_rung(schedule: Schedule) -> None:
+    tick = entry()
+    schedule.known(tick, ago=timedelta(minutes=5))
+    schedule.start(tick)
+    run = wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"])[0]
+    assert run.slot in {latest(), latest() - timedelta(minutes=5)}
+    assert (run.task, run.target, run.entry) == (TIER, "five_minutes", "five_minutes")
+    assert (run.as_of, run.expires_at) == (run.slot, run.slot + timedelta(minutes=5))
+    wait_until(lambda: ("home", run.id) in schedule.rung)
+    # Noted before it was rung for: there is no bell without a note.
+    assert schedule.states()[tick.name].last_slot == run.slot
+
+
+def test_a_new_entry_begins_with_its_next_slot(schedule: Schedule) -> None:
+    schedule.start(entry())
+    wait_until(schedule.states)
+    assert wait_until(schedule.session)
+    assert schedule.runs() == []
+    assert abs(schedule.states()["home/five_minutes"].last_slot - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_slots_without_a_leader_are_missed_and_the_latest_is_run(schedule: Schedule) -> None:
+    lax, strict = entry("lax"), entry("strict", catch_up="none", cron="0 * * * *")
+    schedule.known(lax, ago=timedelta(minutes=20))
+    schedule.known(lax, strict, ago=timedelta(hours=3))
+    with schedule.look() as connection:
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = now() - '3 h 1 min'::interval")
+    with structlog.testing.capture_logs() as said:
+        schedule.start(lax, strict)
+        wait_until(lambda: len(schedule.runs()) >= 38)
+    runs = schedule.runs()
+    assert [r.state for r in runs if r.target == "lax"] == ["missed"] * 35 + ["queued"] or [
+        r.state for r in runs if r.target == "lax"
+    ] == ["missed"] * 36 + ["queued"]
+    missed = [r for r in runs if r.state == "missed"]
+    assert all(r.final and r.reason and "no scheduler led" in r.reason for r in missed)
+    # A slot that is late by more than a moment is not run for who does not want it.
+    late = datetime.now(UTC).minute >= 2
+    if late:
+        assert {r.state for r in runs if r.target == "strict"} == {"missed"}
+    wait_until(lambda: {line["entry"] for line in said if line["event"] == "schedule.missed"} >= {"home/lax"})
+    (line,) = [each for each in said if each.get("entry") == "home/lax"]
+    assert (line["log_level"], line["slots"]) == ("error", len([r for r in missed if r.target == "lax"]))
+
+
+def test_one_leads_and_the_other_takes_over_with_what_was_written_meanwhile(schedule: Schedule) -> None:
+    tick = entry()
+    first = schedule.start(tick)
+    wait_until(lambda: first.leads)
+    second = schedule.start(tick)
+    pid = schedule.session()
+    # Behind the standby's back: it must read this when it is promoted, not what it knew before.
+    with schedule.look() as connection:
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = now() - '5 min'::interval")
+    assert not second.leads
+    schedule.end(first)
+    wait_until(lambda: second.leads)
+    assert schedule.session() not in {None, pid}
+    wait_until(lambda: len(schedule.runs()) == 1)
+    # And again from the start: nothing is inserted a second time.
+    with schedule.look() as connection:
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = last_slot - '5 min'::interval")
+    schedule.end(second)
+    third = schedule.start(tick)
+    wait_until(lambda: third.leads and schedule.states()[tick.name].last_slot == schedule.runs()[-1].slot)
+    assert len([r for r in schedule.runs() if r.state == "queued"]) == len({r.slot for r in schedule.runs()})
+    assert len(schedule.rung) == len(set(schedule.rung))
+
+
+def test_two_that_both_believe_to_lead_run_nothing_twice(schedule: Schedule, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leading.locks, "try_acquire", lambda *_: True)
+    monkeypatch.setattr(
+        leading.state, "heartbeat", lambda c, beat=state.heartbeat: replace(beat(c), leads=True)
+    )
+    entries = [entry(f"tier_{n}") for n in range(50)]
+    schedule.known(*entries, ago=timedelta(minutes=5))
+    for _ in range(2):
+        schedule.start(*entries)
+    wait_until(lambda: len({r.target for r in schedule.runs()}) == 50)
+    wait_until(
+        lambda: all(s.last_slot >= latest() - timedelta(minutes=5) for s in schedule.states().values())
+    )
+    keys = [(r.target, r.slot) for r in schedule.runs()]
+    assert len(keys) == len(set(keys))
+    wait_until(lambda: len(schedule.rung) >= 50)
+    assert len(schedule.rung) == len(set(schedule.rung))
+
+
+def test_a_session_that_is_lost_is_leadership_lost_and_won_again(schedule: Schedule) -> None:
+    only = schedule.start(entry())
+    pid = wait_until(schedule.session)
+    with structlog.testing.capture_logs() as said, schedule.look() as connection:
+        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        assert wait_until(lambda: (now := schedule.session()) != pid and now)
+        wait_until(lambda: only.leads)
+    assert [line["event"] for line in said if line["event"].startswith("scheduler.")] == [
+        "scheduler.leads_no_longer",
+        "scheduler.leads",
+    ]
+
+
+def test_the_server_ends_a_leader_that_says_nothing(schedule: Schedule, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leading, "SILENCE", "300ms")
+    stuck = threading.Event()
+    first = schedule.start(entry())
+    wait_until(lambda: first.leads)
+    # As SIGSTOP does: its session is open, it does nothing.
+    monkeypatch.setattr(first, "tick", stuck.wait)
+    second = schedule.start(entry())
+    wait_until(lambda: second.leads)
+    stuck.set()
+    assert len({schedule.session()}) == 1
+
+
+def test_a_database_that_is_away_holds_up_no_other_and_catches_up(
+    schedule: Schedule, new_database: Any
+) -> None:
+    away = new_database(migrated=True)
+    schedule.urls["away"] = away.url
+    here, there = entry("here"), entry("there", "away")
+    schedule.known(here, there, ago=timedelta(minutes=10))
+    with schedule.look() as connection, structlog.testing.capture_logs() as said:
+        allow = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
+        connection.execute(allow.format(sql.Identifier(away.name), sql.SQL("false")))
+        schedule.start(here, there)
+        wait_until(lambda: [r for r in schedule.runs() if r.target == "here" and r.state == "queued"])
+        wait_until(lambda: [line for line in said if line["event"] == "schedule.database_away"])
+        assert schedule.states()[there.name].last_slot < datetime.now(UTC) - timedelta(minutes=9)
+        connection.execute(allow.format(sql.Identifier(away.name), sql.SQL("true")))
+        wait_until(lambda: [line for line in said if line["event"] == "schedule.database_back"])
+        caught_up = wait_until(lambda: schedule.runs("away"))
+        assert [r.state for r in caught_up] == ["missed"] * (len(caught_up) - 1) + ["queued"]
+        wait_until(lambda: schedule.states()[there.name].last_slot == caught_up[-1].slot)
+    # It was said once, however often it was tried.
+    assert len([line for line in said if line["event"] == "schedule.database_away"]) == 1
+
+
+def test_a_paused_entry_rests_and_goes_on_with_its_next_slot(schedule: Schedule) -> None:
+    tick, other = entry(), entry("other")
+    schedule.known(tick, other, ago=timedelta(minutes=5))
+    with schedule.look() as connection:
+        assert state.pause(connection, tick.name, by="ada", reason="a migration") is False
+        assert state.pause(connection, tick.name, by="bob", reason=None) is True
+        assert state.pause(connection, "home/unknown", by="bob", reason=None) is None
+    schedule.start(tick, other)
+    wait_until(lambda: [r for r in schedule.runs() if r.target == "other"])
+    paused = schedule.states()[tick.name]
+    assert (paused.paused_by, paused.pause_reason) == ("ada", "a migration")
+    with schedule.look() as connection:
+        assert state.resume(connection, tick.name) is True
+        assert state.resume(connection, tick.name) is False
+    resumed = schedule.states()[tick.name].last_slot
+    assert resumed > datetime.now(UTC) - timedelta(seconds=10)
+    # Pausing and resuming is seen by the leader without a restart: as if the next slot had come.
+    with schedule.look() as connection:
+        state.pause(connection, other.name, by="ada", reason=None)
+    assert [r for r in schedule.runs() if r.target == tick.label] == []
+
+
+def test_an_entry_that_changed_begins_anew_and_a_removed_one_is_kept_as_history(schedule: Schedule) -> None:
+    tick, gone = entry(), entry("gone")
+    schedule.known(tick, gone, ago=timedelta(hours=1))
+    changed = entry(cron="*/10 * * * *")
+    schedule.start(changed)
+    wait_until(lambda: gone.name not in schedule.states())
+    assert schedule.states()[tick.name].last_slot > datetime.now(UTC) - timedelta(seconds=20)
+    assert schedule.runs() == []
+    with schedule.look() as connection:
+        assert connection.execute(
+            "SELECT removed_at IS NOT NULL FROM upkeep.schedule_state WHERE entry = %s", (gone.name,)
+        ).fetchone() == (True,)
+
+
+def test_rows_of_a_newer_version_are_refused_with_the_remedy(schedule: Schedule) -> None:
+    tick = entry()
+    schedule.known(tick, ago=timedelta(minutes=10))
+    with schedule.look() as connection:
+        connection.execute("UPDATE upkeep.schedule_state SET format = 2, definition = %s", (Jsonb({"x": 1}),))
+    with structlog.testing.capture_logs() as said:
+        only = schedule.start(tick)
+        (line,) = wait_until(lambda: [each for each in said if each["event"] == "scheduler.home_away"])
+    assert "newer version" in line["error"]
+    assert "Upgrade" in line["remedy"]
+    assert line["log_level"] == "error"
+    assert not only.leads
+    assert schedule.runs() == []
+
+
+def test_bells_that_hang_cost_no_leadership(schedule: Schedule, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leading, "SILENCE", "500ms")
+    first, second = entry("first"), entry("second")
+    schedule.known(first, ago=timedelta(minutes=5))
+    schedule.ring_waits.clear()
+    only = schedule.start(first, second)
+    wait_until(schedule.runs)
+    pid = schedule.session()
+    assert pid
+    # Longer than the server would have borne with a leader that waits for its bell.
+    with schedule.look() as connection:
+        connection.execute("SELECT pg_sleep(1)")
+    assert only.leads
+    assert schedule.session() == pid
+    schedule.ring_waits.set()
+    wait_until(lambda: schedule.rung)
+
+
+def test_a_clock_that_is_set_runs_nothing_twice(schedule: Schedule, monkeypatch: Any) -> None:
+    ahead = timedelta()
+
+    def beat(connection: Any, original: Any = state.heartbeat) -> state.Heartbeat:
+        found = original(connection)
+        return replace(found, clock=found.clock + ahead)
+
+    monkeypatch.setattr(leading.state, "heartbeat", beat)
+    tick = entry()
+    with structlog.testing.capture_logs() as said:
+        only = schedule.start(tick)
+        wait_until(lambda: only.leads)
+        ahead = timedelta(hours=1)
+        wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"])
+        count = len(schedule.runs())
+        ahead = timedelta()
+        wait_until(lambda: len([x for x in said if x["event"] == "scheduler.clock_was_set"]) == 2)
+        wait_until(lambda: only.leads)
+    assert len(schedule.runs()) == count
+    assert len({r.slot for r in schedule.runs()}) == count
+
+
+def test_many_entries_of_one_slot_go_in_one_statement(schedule: Schedule) -> None:
+    entries = [entry(f"tier_{n}") for n in range(300)]
+    schedule.known(*entries, ago=timedelta(minutes=5))
+    schedule.start(*entries)
+    wait_until(lambda: len(schedule.rung) >= 300)
+    with schedule.look() as connection:
+        (transactions,) = connection.execute(
+            "SELECT count(DISTINCT xmin::text) FROM upkeep.run WHERE state = 'queued'"
+        ).fetchone()
+    assert transactions == 1

@@ -12,7 +12,7 @@ from fleet.errors import ConfigurationError, TransientError, UpkeepError
 from fleet.postgres.connect import connect
 from fleet.postgres.failures import explain
 from fleet.settings import urls
-from fleet.settings.reading import NAME
+from fleet.settings.findings import NAME
 from worker import starter
 from worker.cli import options, output
 from worker.starter import Described

@@ -86,7 +86,8 @@ def perform(
     except psycopg.Error as exc:
         return _failed(connection, run, explain(exc, doing=doing), exc, retries=retries, event=event)
     except UpkeepError as exc:
-        return _failed(connection, run, exc, exc, retries=retries, event=event)
+        cause = exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
+        return _failed(connection, run, exc, cause, retries=retries, event=event)
     match outcome:
         case Done(result=result, recorded=recorded):
             if not recorded:
@@ -126,6 +127,13 @@ def record_failure(
     ledger.finish(connection, run.id, State.FAILED, reason=error.message, error=written)
     _say("error", event, State.FAILED, error=written)
     return Conclusion(state=State.FAILED, summary={"error": written}, error=error)
+
+
+def tell_lost(run: Run) -> None:
+    """A claim found the run's attempts used up by workers that died: it is over, and that is an alert."""
+    log.error(
+        "run.lost", run_id=run.id, task=run.task, target=run.target, attempts=run.attempt, reason=run.reason
+    )
 
 
 def describe(error: UpkeepError, cause: BaseException) -> dict[str, Any]:
@@ -179,4 +187,5 @@ __all__ = [
     "describe",
     "perform",
     "record_failure",
+    "tell_lost",
 ]

@@ -27,7 +27,7 @@ from fleet.postgres import locks
 from fleet.postgres.catalog.definition import read_definitions
 from fleet.postgres.catalog.server import Server, read_server
 from fleet.postgres.queries import load
-from tasks.performing import Done, Outcome, Skip, Wait, perform
+from tasks.performing import Done, Outcome, Skip, Wait, perform, tell_lost
 from tasks.refresh import view as views
 from tasks.refresh.plan import Demand, Need, depends, differs, satisfied, upstream_needs
 from tasks.refresh.readings import take_readings
@@ -149,6 +149,7 @@ class Refresher:
                 # without it.
                 return State.WAITING if known.state == State.WAITING and known.error else None
             if run.final:
+                tell_lost(run)
                 return State(run.state)
             with structlog.contextvars.bound_contextvars(run_id=run.id, view=str(need.view)):
                 conclusion = perform(

@@ -150,6 +150,8 @@ def test_a_view_that_kills_its_worker_every_time_is_given_up(
     ended = kept.ended(run_id)
     assert (ended.state, ended.attempt) == (State.LOST, 2)
     assert ended.reason == "attempts exhausted without an answer"
+    said = worker.wait_line(event="run.lost", run_id=run_id)
+    assert (said["level"], said["target"], said["attempts"]) == ("error", "public.quick", 2)
 
 
 def test_a_last_attempt_that_fails_is_a_failure_and_no_database_that_is_away(

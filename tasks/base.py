@@ -41,6 +41,8 @@ RETRIES = (timedelta(seconds=5), timedelta(seconds=25), timedelta(seconds=125))
 TAKE_BACK_S = 5.0
 # What a stranger sends as an argument is shown to operators, but not at any length.
 SHOWN_LENGTH = 200
+# The arguments that name what a run works on.
+TARGETS = ("view", "tier", "job")
 # A bigint's range: beyond it the ledger's query would fail, not find nothing.
 MAX_RUN_ID = 2**63 - 1
 
@@ -140,6 +142,14 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         """
         raise NotImplementedError
 
+    def place(self, arguments: A, runtime: Runtime) -> Database:
+        """The database that a request is about.
+
+        Raises:
+            PermanentError: unknown, or it cannot be told.
+        """
+        return runtime.database(arguments.database)
+
     def run_for(self, arguments: Mapping[str, Any], database: Database, now: datetime) -> NewRun:
         """The run that some arguments ask for, without a message: what the scheduler puts into the ledger.
 
@@ -161,7 +171,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         with structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id):
             try:
                 arguments = self._read(args, kwargs)
-                database = self.runtime.database(arguments.database)
+                database = self.place(arguments, self.runtime)
             except PermanentError as exc:
                 self._record_rejection(exc, kwargs)
                 raise
@@ -192,7 +202,8 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             ) from None
 
     def _deliver(self, arguments: A, database: Database) -> dict[str, Any]:
-        target = getattr(arguments, "view", None) or getattr(arguments, "tier", None) or arguments.run or ""
+        named = (getattr(arguments, kind, None) for kind in TARGETS)
+        target = next(filter(None, named), arguments.run or "")
         try:
             try:
                 # A bell only knows a number: its session gets its name with the run.
@@ -313,7 +324,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         self, connection: psycopg.Connection[Any], error: PermanentError, arguments: Mapping[str, Any]
     ) -> None:
         # The target of a rejected request is whatever a stranger sent: shown, not stored as it came.
-        given = next((arguments[k] for k in ("view", "tier", "database") if arguments.get(k)), "")
+        given = next((arguments[k] for k in (*TARGETS, "database") if arguments.get(k)), "")
         target = (
             _shown(given) if not isinstance(given, str) or not given.isprintable() else redaction.text(given)
         )

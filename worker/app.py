@@ -7,6 +7,8 @@ import: configuration and connections come when a process first needs them, conn
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any
 
@@ -22,6 +24,7 @@ from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
 from tasks.base import Runtime
+from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
 from tasks.refresh.view import manage
@@ -47,6 +50,18 @@ class Upkeep(Celery):  # type: ignore[misc]  # celery ships no types
             raise SystemExit(f"upkeep: {exc}") from None
         return Runtime(settings=loaded, pools=Pools())
 
+    @contextmanager
+    def judging_by(self, loaded: settings.Settings) -> Iterator[Runtime]:
+        """Inside the block the tasks judge requests by these settings: a command may be given another file."""
+        before = vars(self).get("runtime")
+        runtime = self.runtime = Runtime(settings=loaded, pools=Pools())
+        try:
+            yield runtime
+        finally:
+            del self.runtime
+            if before is not None:
+                self.runtime = before
+
 
 def configuration(fleet: settings.Settings) -> dict[str, Any]:
     """Celery's settings for this fleet; facts/celery.md of the design has what each of them prevents."""
@@ -66,6 +81,7 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "task_queues": [_queue(name) for name in QUEUES],
         "task_routes": {
             "upkeep.refresh.*": {"queue": "refresh"},
+            "upkeep.job.*": {"queue": "maintenance"},
             "upkeep.ledger.*": {"queue": "maintenance"},
         },
         # A message is acknowledged when its work is over: killing a child or a worker loses nothing.
@@ -117,7 +133,7 @@ app.steps["worker"].add(Reaper)
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
-    for task in (*refresh_tasks.TASKS, *ledger_tasks.TASKS):
+    for task in (*refresh_tasks.TASKS, *job_tasks.TASKS, *ledger_tasks.TASKS):
         app.register_task(task())
 
 

@@ -20,10 +20,9 @@ from pydantic import ValidationError
 from fleet import logs
 from fleet.errors import TransientError
 from fleet.ledger import NewRun
-from fleet.postgres.connect import Pools
 from fleet.settings import Database, Settings
 from fleet.settings.model import closest
-from tasks.base import Arguments, LedgeredTask, Runtime
+from tasks.base import Arguments, LedgeredTask
 from worker.app import app, configuration
 from worker.cli import following, options, output
 
@@ -98,8 +97,8 @@ def prepare(settings: Settings, task: str, words: Sequence[str]) -> Request:
             for e in exc.errors()
         )
         raise options.UsageMistakeError(said, remedy=usage(task, found.arguments)) from None
-    with options.asking():
-        database = Runtime(settings=settings, pools=Pools()).database(arguments.database)
+    with options.asking(), app.judging_by(settings) as runtime:
+        database = found.place(arguments, runtime)
         new = found.request_run(arguments, database, datetime.now(UTC))
     return Request(
         task=task,

@@ -1,0 +1,142 @@
+"""Sends one statement and keeps of what it returns only what can be counted.
+
+By the extended protocol, which refuses several statements in one text, and row by row: a job that returns a
+million rows must not fill the worker with them. psycopg's `stream()` does the same for a SELECT, but keeps the
+number of rows that an UPDATE changed to itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg import errors, generators
+from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGresult
+
+from fleet.errors import PermanentError
+
+_INTEGERS = frozenset({"int2", "int4", "int8"})
+_VOID = 2278
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a statement did, as the server tells it; nothing in it comes from the data but numbers."""
+
+    command: str
+    """The command tag's word: SELECT, UPDATE, CALL; empty where there was nothing to execute."""
+    affected: int | None = None
+    """How many rows the command tag names, if it names any."""
+    columns: int = 0
+    returned: int = 0
+    """How many rows came back."""
+    first: int | None = None
+    """The first column of the first row, where that is a whole number."""
+    first_shown: str = ""
+    """What that is otherwise: NULL, or its type."""
+
+
+def execute(connection: psycopg.Connection[Any], statement: str) -> Effect:
+    """Execute one statement in the connection's transaction.
+
+    Raises:
+        psycopg.Error: as the server said it.
+        PermanentError: it wants to COPY from or to us; the connection is closed then, because the server
+        would wait for it.
+
+    """
+    server = connection.pgconn
+    server.send_query_params(statement.encode(), None)
+    server.set_single_row_mode()
+    connection.wait(generators.send(server))
+    effect = Effect(command="")
+    first: tuple[int | None, str] | None = None
+    returned, failed = 0, None
+    while (result := _next(connection, failed)) is not None:
+        match result.status:
+            case ExecStatus.SINGLE_TUPLE:
+                returned += result.ntuples
+                first = first or _number(connection, result)
+            case ExecStatus.TUPLES_OK | ExecStatus.COMMAND_OK:
+                number, shown = first or (None, "")
+                effect = Effect(
+                    command=_word(result),
+                    affected=result.command_tuples,
+                    columns=result.nfields,
+                    returned=returned,
+                    first=number,
+                    first_shown=shown,
+                )
+            case ExecStatus.EMPTY_QUERY:
+                pass
+            case ExecStatus.FATAL_ERROR:
+                failed = result
+            case _:
+                connection.close()
+                raise PermanentError(
+                    "The statement is a COPY from or to its client, and nobody is there to send or to read",
+                    remedy="Use COPY with a file or a program of the server's, or INSERT … SELECT",
+                )
+    if failed is not None:
+        raise _error(failed)
+    return effect
+
+
+def parse(connection: psycopg.Connection[Any], statement: str) -> None:
+    """Have a statement parsed and not executed: what it names must be there.
+
+    Raises:
+        psycopg.Error: as the server said it.
+
+    """
+    server = connection.pgconn
+    server.send_prepare(b"", statement.encode())
+    for result in connection.wait(generators.execute(server)):
+        if result.status is ExecStatus.FATAL_ERROR:
+            raise _error(result)
+
+
+def _next(connection: psycopg.Connection[Any], failed: PGresult | None) -> PGresult | None:
+    try:
+        result: PGresult | None = connection.wait(generators.fetch(connection.pgconn))
+    except psycopg.OperationalError:
+        if failed is not None:  # what the server said last, before it closed the connection
+            raise _error(failed) from None
+        raise
+    return result
+
+
+def _error(failed: PGresult) -> psycopg.Error:
+    # The client library's own, of a lost connection, have no code.
+    if failed.error_field(DiagnosticField.SQLSTATE) is None:
+        return psycopg.OperationalError(failed.get_error_message("utf-8"))
+    return errors.error_from_result(failed, encoding="utf-8")
+
+
+def _word(result: PGresult) -> str:
+    tag = (result.command_status or b"").decode()
+    return tag.rstrip(" 0123456789")
+
+
+def _number(connection: psycopg.Connection[Any], result: PGresult) -> tuple[int | None, str]:
+    """The first column as a whole number; else what to call it, which never quotes it."""
+    if not result.nfields:
+        return None, "a row without columns"
+    known = connection.adapters.types.get(result.ftype(0))
+    kind = known.name if known else "a type of its own"
+    value = result.get_value(0, 0)
+    if value is None:
+        return None, f"NULL ({kind})"
+    if result.ftype(0) == _VOID:
+        return None, "void"
+    if kind in _INTEGERS:
+        return int(value), ""
+    if kind == "numeric":
+        number = Decimal(value.decode())
+        if number.is_finite() and number == number.to_integral_value():
+            return int(number), ""
+        return None, f"{number} (numeric)"
+    return None, f"a value of type {kind}" if known else f"a value of {kind}"

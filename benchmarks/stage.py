@@ -23,7 +23,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from benchmarks.report import Machine
+from benchmarks.report import Machine, Report
 from benchmarks.timing import Stopwatch, median_of
 from fleet import logs, settings
 from fleet.errors import UpkeepError
@@ -78,8 +78,11 @@ class Floor:
 class Stage:
     """Embedded PostgreSQL and Valkey, and what is set up on them; a context manager."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], *, postgres_settings: Mapping[str, str] | None = None
+    ) -> None:
         self.say = say
+        self._postgres_settings = {**POSTGRES_SETTINGS, **(postgres_settings or {})}
         self._exits = contextlib.ExitStack()
         self._passwords = {role: secrets.token_urlsafe(16) for role in (OWNER, ROLE)}
         self._brokers = 0
@@ -101,7 +104,7 @@ class Stage:
     def postgres(self) -> EmbeddedPostgres:
         """The server of us and of the peer."""
         server = self._exits.enter_context(
-            EmbeddedPostgres(version=POSTGRES_VERSION, settings=POSTGRES_SETTINGS)
+            EmbeddedPostgres(version=POSTGRES_VERSION, settings=self._postgres_settings)
         )
         with psycopg.connect(server.url(), autocommit=True) as connection:
             for role, password in self._passwords.items():
@@ -181,21 +184,28 @@ class Stage:
             finally:
                 pools.close()
 
-    @contextlib.contextmanager
-    def worker(
-        self, name: str, config: str, places: Sequence[Place], *, concurrency: int
-    ) -> Iterator[WorkerProcess]:
-        """A real worker on the configuration given, with a broker of its own; killed when the block ends."""
-        number = self._brokers
+    def broker(self) -> str:
+        """The URL of a broker that nobody has used yet."""
         self._brokers += 1
+        return self.redis.url(self._brokers - 1)
+
+    def environment(self, name: str, config: str, places: Sequence[Place]) -> dict[str, str]:
+        """What the processes of a fleet find in their environment; the configuration has a folder for them."""
         folder = self.folder / name
         folder.mkdir()
         path = folder / "upkeep.toml"
         path.write_text(config, encoding="utf-8")
         urls = {f"UPKEEP_{place.name.upper()}_URL": place.fleet_url for place in places}
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("UPKEEP_", "PG", "CELERY"))}
-        environment = kept | urls | {"UPKEEP_CONFIG": str(path), "UPKEEP_REDIS_URL": self.redis.url(number)}
-        fleet = Fleet(folder=folder, environment=environment)
+        return clean_environment() | urls | {"UPKEEP_CONFIG": str(path), "UPKEEP_REDIS_URL": self.broker()}
+
+    @contextlib.contextmanager
+    def worker(
+        self, name: str, config: str, places: Sequence[Place], *, concurrency: int
+    ) -> Iterator[WorkerProcess]:
+        """A real worker on the configuration given, with a broker of its own; killed when the block ends."""
+        environment = self.environment(name, config, places)
+        path = Path(environment["UPKEEP_CONFIG"])
+        fleet = Fleet(folder=path.parent, environment=environment)
         try:
             with Stopwatch() as watch:
                 fleet.start(
@@ -218,6 +228,13 @@ class Stage:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def report(self, benchmark: str, *, quick: bool) -> Report:
+        """An empty report of this stage: the machine and its floor, before anything else runs on it."""
+        report = Report(benchmark=benchmark, quick=quick, machine=self.machine())
+        report.add("floor.select", self.floor.select_ms, "ms", note="one round trip")
+        report.add("floor.commit", self.floor.commit_ms, "ms", note="one durable commit")
+        return report
 
     def machine(self) -> Machine:
         """The machine with the versions of the servers."""
@@ -268,6 +285,11 @@ class WorkerProcess:
         """Raise if it ended."""
         if self._fleet.dead():
             raise UpkeepError(f"The worker ended; its log ends with\n{self._fleet.tail('worker')}")
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours without what somebody has set for psql, Celery or a fleet of their own."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("UPKEEP_", "PG", "CELERY"))}
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from benchmarks.kept import Kept, configuration
-from benchmarks.report import Bound, Report
+from benchmarks.report import Report
 from benchmarks.stage import Place, Stage, WorkerProcess
-from benchmarks.timing import Deadline, Stopwatch
+from benchmarks.timing import Stopwatch
 from examples import lending, trading
 
 # What fits into fifty seconds with everything else; the bounds speak of scale 1.
@@ -115,14 +115,3 @@ class Pair:
 
     kept: Kept
     peer: Place
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One part of the benchmark; `share` is its weight in dividing the time of quick mode."""
-
-    name: str
-    title: str
-    share: float
-    bounds: tuple[Bound, ...]
-    measure: Callable[[Bench, Deadline], None]

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 
 from benchmarks.kept import Kept, declare, flush_counters
-from benchmarks.refresh.bench import Bench, Part
+from benchmarks.parts import Part
+from benchmarks.refresh.bench import Bench
 from benchmarks.refresh.writes import touch_all
 from benchmarks.report import Bound, at_most
 from benchmarks.timing import Deadline, Stopwatch

@@ -8,7 +8,8 @@ import time
 import psutil
 
 from benchmarks.kept import REFRESH_VIEW, Kept, configuration, expect
-from benchmarks.refresh.bench import Bench, Part
+from benchmarks.parts import Part
+from benchmarks.refresh.bench import Bench
 from benchmarks.refresh.small import VIEW, install
 from benchmarks.report import at_most
 from benchmarks.timing import Deadline

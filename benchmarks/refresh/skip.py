@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.kept import declare, flush_counters, refresh_concurrently
-from benchmarks.refresh.bench import Bench, Part
+from benchmarks.parts import Part
+from benchmarks.refresh.bench import Bench
 from benchmarks.report import at_most
 from benchmarks.timing import Deadline, Stopwatch, interleave
 

@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 
 from benchmarks.kept import expect, refresh_one_after_the_other
-from benchmarks.refresh.bench import Bench, Pair, Part
+from benchmarks.parts import Part
+from benchmarks.refresh.bench import Bench, Pair
 from benchmarks.refresh.documented import build
 from benchmarks.refresh.writes import WRITES
 from benchmarks.report import Bound, at_least

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from benchmarks.kept import Kept
+from benchmarks.parts import Part
 from benchmarks.readers import Reader, Waits, reading
-from benchmarks.refresh.bench import BRIEF, CHURNING, LONG, Bench, Part
+from benchmarks.refresh.bench import BRIEF, CHURNING, LONG, Bench
 from benchmarks.refresh.writes import touch_all
 from benchmarks.report import at_most
 from benchmarks.stage import WorkerProcess

@@ -39,6 +39,14 @@ def failed(
     return type(explained)(message, remedy=_remedy(exc, explained, job=job, lock_timeout=lock_timeout))
 
 
+def unparsed(exc: psycopg.Error, *, job: Job) -> tuple[str, str]:
+    """What the server says of a statement that it cannot parse, and what to do about it."""
+    said = exc.diag.message_primary or str(exc).strip()
+    return said, _REMEDIES.get(
+        exc.sqlstate or "", f"Mend the statement under [jobs.{job.name}] or what it calls"
+    )
+
+
 def _remedy(
     exc: psycopg.Error | PermanentError, explained: UpkeepError, *, job: Job, lock_timeout: timedelta
 ) -> str:

@@ -95,7 +95,7 @@ def parse(connection: psycopg.Connection[Any], statement: str) -> None:
     server = connection.pgconn
     server.send_prepare(b"", statement.encode())
     for result in connection.wait(generators.execute(server)):
-        if result.status is ExecStatus.FATAL_ERROR:
+        if result.status == ExecStatus.FATAL_ERROR:
             raise _error(result)
 
 

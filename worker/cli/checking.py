@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from fleet.errors import PermanentError, UpkeepError
 from fleet.names import RelationName
 from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
-from fleet.settings import Database, Problem, Report
+from fleet.postgres.failures import is_transient
+from fleet.settings import Database, Job, Problem, Report
+from tasks.jobs.failure import unparsed
+from tasks.jobs.statement import parse
 from tasks.refresh.view import missing
+from worker.app import app
 from worker.cli import output
 from worker.cli.options import connection
 from worker.doctor import Level, in_the_way
@@ -45,19 +50,29 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
     report = settings.check(config)
     found = [Judged(level=Level.ERROR, problem=p) for p in report.errors]
     found += [Judged(level=Level.WARNING, problem=p) for p in report.warnings]
+    if report.settings is not None:
+        found += [Judged(level=Level.ERROR, problem=p) for p in judge_schedule(report.settings)]
     if report.settings is not None and not offline:
         for database in report.settings.databases.values():
             try:
                 with connection(database, doing="Reading the views", read_only=True) as conn:
                     catalogue = read_catalogue(conn, database)
+                    jobs = list(judge_jobs(conn, report.settings.jobs_in(database.name)))
             except UpkeepError as exc:
                 problem = Problem(f"databases.{database.name}", "", exc.message, exc.remedy)
                 found.append(Judged(level=Level.WARNING, problem=problem))
             else:
                 found += judge(database, catalogue)
+                found += jobs
     found.sort(key=lambda each: -each.level.rank)
     _show(report, found, offline=offline, as_json=as_json)
     return int(any(each.level is Level.ERROR for each in found))
+
+
+def judge_schedule(settings: Settings) -> list[Problem]:
+    """The entries that a scheduler would refuse to start with: an unknown task, arguments that make no sense."""
+    with app.judging_by(settings):
+        return Runs(app.tasks, settings).problems(entries(settings).values(), datetime.now(UTC))
 
 
 def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalogue:
@@ -89,6 +104,19 @@ def judge(database: Database, catalogue: Catalogue) -> list[Judged]:
             for level, message, remedy in _judge_view(database, catalogue, view)
         ]
     return judged
+
+
+def judge_jobs(conn: psycopg.Connection[Any], jobs: Iterable[Job]) -> Iterator[Judged]:
+    """What the database says of the jobs' statements: each is parsed, none is executed."""
+    for job in jobs:
+        try:
+            parse(conn, job.sql)
+        except psycopg.Error as exc:
+            if conn.closed:
+                raise
+            message, remedy = unparsed(exc, job=job)
+            level = Level.WARNING if is_transient(exc) else Level.ERROR
+            yield Judged(level=level, problem=Problem(f"jobs.{job.name}.sql", "", message, remedy))
 
 
 def _judge_view(
@@ -165,8 +193,10 @@ def _show(report: Report, found: list[Judged], *, offline: bool, as_json: bool) 
     if kept is not None:
         views = sum(len(database.views) for database in kept.databases.values())
         where = f"{kept.path}: " if kept.path else ""
-        kept_shown = f"{output.count(len(kept.databases), 'database')}, {output.count(views, 'view')}"
-        summary = f"{where}{kept_shown}; {summary}"
+        counted = [output.count(len(kept.databases), "database"), output.count(views, "view")]
+        counted += [output.count(len(kept.jobs), "job")] if kept.jobs else []
+        counted += [output.count(len(kept.schedule), "scheduled task")] if kept.schedule else []
+        summary = f"{where}{', '.join(counted)}; {summary}"
     elif not offline:
         summary += "; the databases were not looked at, because the configuration has errors"
     out.print(summary, soft_wrap=True)

@@ -121,8 +121,9 @@ def results(runs: Iterable[Run]) -> Table:
 
 
 def rows_changed(run: Run) -> int | None:
-    """How many rows its refresh wrote, where it was one."""
-    found = (run.result or {}).get("rows_changed")
+    """How many rows its refresh wrote, or its job was about, where it was one."""
+    result = run.result or {}
+    found = result.get("rows_changed", result.get("rows"))
     return found if isinstance(found, int) else None
 
 
@@ -133,6 +134,10 @@ def why(run: Run) -> str:
         return f"{result['strategy']}: {result.get('reason', '')}"
     if run.state == State.SUCCEEDED and "runs" in result:
         return f"{result['runs']} of {output.count(result['views'], 'view')} started"
+    if run.state == State.SUCCEEDED and "batches" in result and not run.reason:
+        returned = f", returned {result['returned']}" if "returned" in result else ""
+        batches = "1 batch" if result["batches"] == 1 else f"{result['batches']:,} batches"
+        return f"{batches}{returned}"
     if run.state == State.RUNNING and run.progress:
         return ", ".join(
             str(run.progress[key]) for key in ("phase", "strategy", "reason") if run.progress.get(key)

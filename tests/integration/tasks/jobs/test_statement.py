@@ -149,9 +149,24 @@ def test_rows_are_not_kept(database: Database) -> None:
 def test_parsing_executes_nothing(connection: psycopg.Connection[Any]) -> None:
     parse(connection, "DELETE FROM t")
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (10,)
-    for statement in ("SELECT missing()", "DELETE FROM nowhere", "SELECT 1; SELECT 2"):
-        with pytest.raises(psycopg.Error), connection.transaction():
-            parse(connection, statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("SELECT missing()", errors.UndefinedFunction),
+        ("DELETE FROM nowhere", errors.UndefinedTable),
+        ("SELECT 1; SELECT 2", errors.SyntaxError),
+    ],
+)
+def test_parsing_finds_what_is_not_there(
+    database: Database, statement: str, error: type[psycopg.Error]
+) -> None:
+    connection = database.connect()
+    with pytest.raises(error):
+        parse(connection, statement)
+    # The session goes on.
+    parse(connection, "SELECT 1")
 
 
 def test_names_are_the_servers_to_look_up(connection: psycopg.Connection[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from fleet.settings import Database, Job, Problem, Report
 from tasks.jobs.failure import unparsed
 from tasks.jobs.statement import parse
 from tasks.refresh.view import missing
-from worker.app import app
 from worker.cli import output
 from worker.cli.options import connection
 from worker.doctor import Level, in_the_way
@@ -50,8 +48,6 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
     report = settings.check(config)
     found = [Judged(level=Level.ERROR, problem=p) for p in report.errors]
     found += [Judged(level=Level.WARNING, problem=p) for p in report.warnings]
-    if report.settings is not None:
-        found += [Judged(level=Level.ERROR, problem=p) for p in judge_schedule(report.settings)]
     if report.settings is not None and not offline:
         for database in report.settings.databases.values():
             try:
@@ -67,12 +63,6 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
     found.sort(key=lambda each: -each.level.rank)
     _show(report, found, offline=offline, as_json=as_json)
     return int(any(each.level is Level.ERROR for each in found))
-
-
-def judge_schedule(settings: Settings) -> list[Problem]:
-    """The entries that a scheduler would refuse to start with: an unknown task, arguments that make no sense."""
-    with app.judging_by(settings):
-        return Runs(app.tasks, settings).problems(entries(settings).values(), datetime.now(UTC))
 
 
 def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalogue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from fleet.names import RelationName
 from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.failures import is_transient
-from fleet.settings import Database, Job, Problem, Report
+from fleet.settings import Database, Job, Problem, Report, Settings
+from schedules.entries import entries
+from schedules.runs import Runs
 from tasks.jobs.failure import unparsed
 from tasks.jobs.statement import parse
 from tasks.refresh.view import missing
+from worker.app import app
 from worker.cli import output
 from worker.cli.options import connection
 from worker.doctor import Level, in_the_way
@@ -48,6 +52,8 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
     report = settings.check(config)
     found = [Judged(level=Level.ERROR, problem=p) for p in report.errors]
     found += [Judged(level=Level.WARNING, problem=p) for p in report.warnings]
+    if report.settings is not None:
+        found += [Judged(level=Level.ERROR, problem=p) for p in judge_schedule(report.settings)]
     if report.settings is not None and not offline:
         for database in report.settings.databases.values():
             try:
@@ -63,6 +69,12 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
     found.sort(key=lambda each: -each.level.rank)
     _show(report, found, offline=offline, as_json=as_json)
     return int(any(each.level is Level.ERROR for each in found))
+
+
+def judge_schedule(kept: Settings) -> list[Problem]:
+    """The entries that a scheduler would refuse to start with: an unknown task, arguments that make no sense."""
+    with app.judging_by(kept):
+        return Runs(app.tasks, kept).problems(entries(kept).values(), datetime.now(UTC))
 
 
 def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalogue:

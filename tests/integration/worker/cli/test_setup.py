@@ -171,6 +171,51 @@ def test_check_compares_with_the_database(system: Database, upkeep_with: Callabl
     assert upkeep("check", "--offline").code == 0
 
 
+def test_check_tells_every_entry_that_no_scheduler_would_start_with(upkeep: Upkeep) -> None:
+    good = upkeep.config.read_text(encoding="utf-8")
+    odd = 'public."It\'s ""so"""'
+    declared = {
+        "misspelt": 'task = "upkeep.refresh.al"',
+        "celerys": 'task = "celery.backend_cleanup"',
+        "unmanaged": f'task = "upkeep.refresh.view"\narguments = {{ view = {json.dumps(odd)} }}',
+        "wordy": 'task = "upkeep.refresh.tier"\narguments = { teir = "daily", tier = "daily" }',
+        "good": 'task = "upkeep.refresh.view"\narguments = { view = "public.base" }',
+    }
+    tables = (f'[schedule.{name}]\ncron = "0 1 * * *"\n{text}\n' for name, text in declared.items())
+    upkeep.write(good + "".join(tables))
+    for words in (["check", "--json"], ["check", "--json", "--offline"]):
+        said = upkeep(*words)
+        assert said.code == 1
+        found = {each["key"]: each for each in said.json["problems"]}
+        assert set(found) == {f"schedule.{name}" for name in declared if name != "good"}
+        assert {each["level"] for each in found.values()} == {"error"}
+        assert found["schedule.misspelt"]["remedy"] == 'Did you mean "upkeep.refresh.all"?'
+        assert "no task named 'celery.backend_cleanup'" in found["schedule.celerys"]["message"]
+        assert f"The view {odd} is not managed" in found["schedule.unmanaged"]["message"]
+        assert "[databases.kept.views]" in found["schedule.unmanaged"]["remedy"]
+        assert "teir" in found["schedule.wordy"]["message"]
+    text = upkeep("check").out
+    assert "schedule.misspelt = upkeep.refresh.al" in text
+    assert "4 errors, 0 warnings" in text
+
+
+def test_check_judges_the_file_that_it_is_given_and_needs_no_broker(
+    upkeep: Upkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "elsewhere" / "other.toml"
+    other.parent.mkdir()
+    text = upkeep.config.read_text(encoding="utf-8")
+    other.write_text(text + '[jobs.only_here]\nsql = "SELECT 1"\ncron = "0 1 * * *"\n', encoding="utf-8")
+    environment = {
+        **upkeep.environment,
+        "UPKEEP_CONFIG": str(tmp_path / "none.toml"),
+        "UPKEEP_REDIS_URL": "redis://127.0.0.1:1/0",
+    }
+    monkeypatch.setattr(upkeep, "environment", environment)
+    done = upkeep.process("check", "--config", str(other), "--json")
+    assert (done.returncode, json.loads(done.stdout)["problems"]) == (0, []), done.stdout + done.stderr
+
+
 def test_a_database_that_is_away_is_a_warning_for_check(upkeep_with: Callable[..., Upkeep]) -> None:
     upkeep = upkeep_with("postgresql://me:geheim@127.0.0.1:1/db")
     said = upkeep("check", "--json")

@@ -6,6 +6,7 @@ STAMP    := $(VENV)/.installed
 SCALE    ?=
 DURATION ?=
 EXAMPLE  ?= lending
+TESTERS  ?= 2
 SERVERS  ?= 14 15 16 17 18 debian
 
 .PHONY: help install demo test test-matrix bench lint types contracts check clean lock
@@ -25,8 +26,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install  ## the sample lending system kept fresh before your eyes (SCALE=1, DURATION=60, EXAMPLE=trading)
 	@$(BIN)/upkeep demo --example $(EXAMPLE) $(if $(SCALE),--scale $(SCALE)) $(if $(DURATION),--duration $(DURATION))
 
-test: install  ## the whole suite, on embedded servers
-	$(BIN)/python -m pytest
+test: install  ## the whole suite, on embedded servers (TESTERS=1 for one file at a time)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 test-matrix: install  ## what touches PostgreSQL, on 14 to 18 with contrib (SERVERS="14 debian" for some)
 	$(BIN)/python -m tests.matrix $(SERVERS)

@@ -1,7 +1,7 @@
-"""The sample systems that the demo, the tests and the benchmarks keep fresh, and what both need to be loaded.
+"""The sample systems that the demo, the tests and the benchmarks keep fresh, and what they need to be loaded.
 
 Each of them has the same face: `VIEWS` (upstream first), `TIERS`, `CONFIG` (its upkeep.toml), `install`,
-`write` and `touch_all`.
+`write` and `touch_all`. payments has no views, and so nothing to touch: a job works on what it writes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """A trade engine whose dashboards read three materialized views, every five minutes and daily at 02:00.
 
+Beside them two declared jobs, which pg_cron used to run: alerts every fifteen minutes, a report every hour.
+
 At scale 1 it has 20 symbols, 10,000 users and, over 37 days of one partition each, some 360,000 trades and
 870,000 orders, drawn from a seed: the same seed, scale and `as_of` give the same rows.
 """
@@ -97,6 +99,7 @@ def install(
         _load(conn, generate.Market(volume, seed=seed, as_of=as_of))
         run_script(conn, _HERE / "indexes.sql")
         run_script(conn, _HERE / "views.sql")
+        run_script(conn, _HERE / "monitoring.sql")
         cursor(conn).execute("ANALYZE")
         if populate:
             refresh(conn, VIEWS)

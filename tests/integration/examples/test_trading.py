@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 
 from examples import trading
 from examples.trading import generate
+from fleet.settings import check
 from tests.integration.examples.conftest import Installed
 from tests.servers import Database
 
@@ -219,3 +221,63 @@ def test_any_moment_may_be_the_last(moment):
 def test_a_moment_without_a_time_zone_is_refused(database: Database):
     with pytest.raises(ValueError, match="time zone"):
         trading.install(database.connect(), scale=0.001, as_of=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+class TestJobs:
+    """What pg_cron ran beside the views."""
+
+    def alerts(self, connection: psycopg.Connection) -> dict[str, tuple[str, Decimal]]:
+        found = rows(connection, "SELECT * FROM monitoring.check_performance_alerts()")
+        return {row["metric"]: (row["severity"], row["threshold"]) for row in found}
+
+    def test_the_configuration_declares_those_that_refresh_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "upkeep.toml"
+        path.write_text(trading.CONFIG, encoding="utf-8")
+        report = check(path, {"UPKEEP_TRADING_URL": "postgresql://localhost/x"})
+        assert (report.errors, report.warnings) == ((), ())
+        assert report.settings is not None
+        jobs = {name: (job.cron, job.database) for name, job in report.settings.jobs.items()}
+        assert jobs == {
+            "check_alerts": ("*/15 * * * *", "trading"),
+            "hourly_report": ("0 * * * *", "trading"),
+        }
+
+    def test_every_baseline_has_its_figure(self, trading_system: psycopg.Connection) -> None:
+        figures = rows(trading_system, "SELECT metric, value FROM monitoring.performance_metrics()")
+        baselines = rows(trading_system, "SELECT metric FROM monitoring.performance_baselines")
+        assert {row["metric"] for row in figures} == {row["metric"] for row in baselines}
+        found = {row["metric"]: row["value"] for row in figures}
+        assert 0 < found["connections_pct"] <= 100
+        assert found["orders_dead_pct"] is None or 0 <= found["orders_dead_pct"] <= 100
+
+    def test_a_threshold_that_is_passed_is_an_alert_and_the_worse_one_counts(
+        self, trading_system: psycopg.Connection
+    ) -> None:
+        def threshold(warning: int, critical: int) -> None:
+            trading_system.execute(
+                "UPDATE monitoring.performance_baselines SET warning = %s, critical = %s"
+                " WHERE metric = 'partitions_days_left'",
+                [warning, critical],
+            )
+
+        # Partitions are made for a week.
+        assert "partitions_days_left" not in self.alerts(trading_system)
+        threshold(30, 1)
+        assert self.alerts(trading_system)["partitions_days_left"] == ("WARNING", 30)
+        threshold(60, 30)
+        assert self.alerts(trading_system)["partitions_days_left"] == ("CRITICAL", 30)
+
+    def test_a_table_that_runs_out_of_partitions_is_noticed(self, trading_system: psycopg.Connection) -> None:
+        (today,) = trading_system.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchone()
+        for ahead in range(1, trading.DAYS_AHEAD + 1):
+            name = psycopg.sql.Identifier(f"trades_p{today + timedelta(days=ahead):%Y%m%d}")
+            trading_system.execute(psycopg.sql.SQL("DROP TABLE IF EXISTS {}").format(name))
+        assert self.alerts(trading_system)["partitions_days_left"] == ("CRITICAL", 1)
+
+    def test_a_report_keeps_the_figures_and_the_alerts(self, trading_system: psycopg.Connection) -> None:
+        trading_system.execute("UPDATE monitoring.performance_baselines SET warning = -1, critical = -1")
+        (number,) = trading_system.execute("SELECT monitoring.generate_daily_performance_report()").fetchone()
+        (report,) = rows(trading_system, "SELECT * FROM monitoring.performance_reports")
+        assert report["id"] == number
+        assert "connections_pct" in report["metrics"]
+        assert {alert["severity"] for alert in report["alerts"]} == {"CRITICAL"}

@@ -28,10 +28,13 @@ class EntryState:
     """One row of upkeep.schedule_state."""
 
     entry: str
+    definition: Mapping[str, Any]
     last_slot: datetime
     paused_at: datetime | None = None
     paused_by: str | None = None
     pause_reason: str | None = None
+    removed_at: datetime | None = None
+    """Since when it is declared no longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +72,16 @@ def reconcile(
     return read_states(connection)
 
 
-def read_states(connection: psycopg.Connection[Any]) -> dict[str, EntryState]:
-    """The states of the declared entries, by name."""
+def read_states(connection: psycopg.Connection[Any], *, removed: bool = False) -> dict[str, EntryState]:
+    """The states of the declared entries, by name; with `removed` also of those that no scheduler declares any more."""
     with connection.cursor(row_factory=class_row(EntryState)) as cursor:
-        return {state.entry: state for state in cursor.execute(_sql.read_states.sql)}
+        found = cursor.execute(_sql.read_states.sql, {"removed": removed}).fetchall()
+    return {state.entry: state for state in found}
+
+
+def declare(connection: psycopg.Connection[Any], entry: Entry) -> None:
+    """Make an entry known that no scheduler has made known yet, so that it can be paused before its first slot."""
+    connection.execute(_sql.declare.sql, {"entry": entry.name, "definition": Jsonb(entry.definition)})
 
 
 def heartbeat(connection: psycopg.Connection[Any]) -> Heartbeat:

@@ -21,10 +21,18 @@ UPDATE upkeep.schedule_state s
    AND NOT EXISTS (SELECT 1 FROM declared d WHERE d.entry = s.entry);
 
 -- name: read_states
--- How far is each declared entry, and which are paused?
-SELECT s.entry, s.last_slot, s.paused_at, s.paused_by, s.pause_reason
+-- How far is each declared entry, and which are paused? With :removed also those that are declared no longer.
+SELECT s.entry, s.definition, s.last_slot, s.paused_at, s.paused_by, s.pause_reason, s.removed_at
   FROM upkeep.schedule_state s
- WHERE s.removed_at IS NULL;
+ WHERE :removed OR s.removed_at IS NULL;
+
+-- name: declare!
+-- Makes one entry known, from now on, that no scheduler has made known yet; one that is known stays as it is.
+INSERT INTO upkeep.schedule_state AS s (entry, definition, last_slot)
+VALUES (:entry, :definition, pg_catalog.clock_timestamp())
+ON CONFLICT (entry) DO UPDATE
+   SET definition = excluded.definition, last_slot = excluded.last_slot, removed_at = NULL, updated_at = pg_catalog.clock_timestamp()
+ WHERE s.removed_at IS NOT NULL;
 
 -- name: heartbeat
 -- What time is it there, does this session still hold the leader's lock, may it write, and which entries are paused?
@@ -45,10 +53,12 @@ UPDATE upkeep.schedule_state s
  WHERE s.entry = n.entry;
 
 -- name: pause
--- Pauses an entry: its slots are not run until it is resumed. Says whether it was paused before.
+-- Pauses an entry: its slots are not run until it is resumed. One that is paused keeps who paused it and why. Says whether it was.
 UPDATE upkeep.schedule_state s
-   SET paused_at = coalesce(s.paused_at, pg_catalog.clock_timestamp()), paused_by = coalesce(s.paused_by, :by),
-       pause_reason = coalesce(s.pause_reason, :reason), updated_at = pg_catalog.clock_timestamp()
+   SET paused_at = coalesce(s.paused_at, pg_catalog.clock_timestamp()),
+       paused_by = CASE WHEN before.was THEN s.paused_by ELSE :by END,
+       pause_reason = CASE WHEN before.was THEN s.pause_reason ELSE :reason END,
+       updated_at = pg_catalog.clock_timestamp()
   FROM (SELECT entry, paused_at IS NOT NULL AS was FROM upkeep.schedule_state WHERE entry = :entry FOR UPDATE) AS before
  WHERE s.entry = before.entry
 RETURNING before.was;
@@ -64,7 +74,7 @@ RETURNING before.was;
 
 -- name: leader
 -- Who leads? Its session, from when, and from where.
-SELECT a.pid, a.backend_start, a.client_addr::text AS client, a.application_name
+SELECT a.pid, a.backend_start, pg_catalog.host(a.client_addr) AS client, a.application_name
   FROM pg_catalog.pg_locks l
   JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -19,10 +19,10 @@ from fleet.postgres.catalog.definition import Definition
 from fleet.postgres.catalog.views import MaterializedView
 from tasks.refresh.strategy import PLAIN_LIMIT
 
-# The fleet decides by the database's clock alone; more than this confuses people who read its times beside
-# their own,
-# and beat sends its ticks by its own host's clock.
+# A slot becomes due by the home database's clock and is judged by its own database's (as_of, expiry): more than
+# this between the two makes a refresh seem older or younger than it is. This host's clock decides nothing.
 MOST_SKEW = timedelta(seconds=1)
+NTP = "Run NTP (chrony, systemd-timesyncd) on both hosts"
 OLDEST_SERVER = 14
 # The privilege to refresh without owning.
 MAINTAIN_SINCE = 170_000
@@ -84,10 +84,29 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Skew:
-    """Another clock minus ours; the truth is within `uncertainty`, half of the round trip."""
+    """One clock minus another; the truth is within `uncertainty`, half of the round trip."""
 
     offset: timedelta
     uncertainty: timedelta
+
+    def __sub__(self, other: Skew) -> Skew:
+        """What two clocks differ by, that were each compared with the same third."""
+        return Skew(offset=self.offset - other.offset, uncertainty=self.uncertainty + other.uncertainty)
+
+    def exceeds(self, most: timedelta) -> bool:
+        """Whether it is certain that they differ by more."""
+        return abs(self.offset) - self.uncertainty > most
+
+    @property
+    def off(self) -> str:
+        """How far, and to which side."""
+        side = "ahead of" if self.offset > timedelta() else "behind"
+        return f"{abs(self.offset).total_seconds():.1f} s {side}"
+
+    @property
+    def within_ms(self) -> float:
+        """How far they may be apart at most."""
+        return (abs(self.offset) + self.uncertainty).total_seconds() * 1000
 
 
 @dataclass(frozen=True)
@@ -152,17 +171,46 @@ def judge_recovery(database: str, in_recovery: bool) -> Finding:
 
 
 def judge_clock(database: str | None, skew: Skew) -> Finding:
-    """Judge whether this host's clock agrees with a server's, as far as the round trip can tell."""
-    clock, size = About(database, "clock"), abs(skew.offset)
-    if size - skew.uncertainty > MOST_SKEW:
-        side = "ahead of" if skew.offset > timedelta() else "behind"
-        off = f"{size.total_seconds():.1f} s {side} this host's"
-        return clock.warning(
-            f"Its clock is {off}: ticks come early or late, and ages look wrong",
-            "Run NTP (chrony, systemd-timesyncd) on both hosts",
+    """Judge whether this host's clock agrees with a server's; what it stamps is its own log lines."""
+    clock = About(database, "clock")
+    if skew.exceeds(MOST_SKEW):
+        message = f"Its clock is {skew.off} this host's: times in logs from here do not match the ledger's"
+        return clock.says(Level.INFO, message, NTP)
+    return clock.ok(f"Its clock agrees with this host's within {skew.within_ms:.0f} ms")
+
+
+def judge_home_clock(database: str, skew: Skew) -> Finding:
+    """Judge whether a kept database's clock agrees with the home database's, by which slots become due."""
+    clock = About(database, "clock")
+    if skew.exceeds(MOST_SKEW):
+        message = (
+            f"Its clock is {skew.off} the home database's: slots become due by that one, and are judged here by "
+            "this one, so that ticks seem too old or are done over again"
         )
-    within = (size + skew.uncertainty).total_seconds() * 1000
-    return clock.ok(f"Its clock agrees with this host's within {within:.0f} ms")
+        return clock.warning(message, NTP)
+    return clock.ok(f"Its clock agrees with the home database's within {skew.within_ms:.0f} ms")
+
+
+def judge_leader(database: str, leader: Mapping[str, Any] | None, *, entries: int) -> Finding:
+    """Judge whether somebody sees to it that slots become due (schedules/sql/state.sql, leader)."""
+    scheduler = About(database, "scheduler")
+    if leader is not None:
+        return scheduler.ok(f"One leads: {session(leader)}")
+    if not entries:
+        return scheduler.ok("None leads, and nothing is due by itself")
+    return scheduler.warning(
+        f"None leads, so nothing becomes due by itself (entries declared: {entries})",
+        "celery -A worker.app beat; start two, on two machines",
+    )
+
+
+def session(leader: Mapping[str, Any]) -> str:
+    """The session of the scheduler that leads, in words; another role's hides all but its number."""
+    opened = leader["backend_start"]
+    if opened is None:
+        return f"session {leader['pid']}, of a role that this one may not look at (pg_read_all_stats)"
+    where = leader["client"] or "a local socket"
+    return f"session {leader['pid']}, from {where}, open since {opened.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def judge_facts(database: str, facts: Facts, *, concurrency: int) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ from fleet.postgres.connect import connect
 from fleet.postgres.failures import explain
 from fleet.postgres.queries import load
 from fleet.settings import Database, Settings
+from schedules import state
+from schedules.entries import entries
 from tasks.refresh.view import missing
 from worker import doctor as judging
 from worker.cli import options, output
@@ -78,11 +80,11 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
         if any(f.level is Level.ERROR for f in findings):
             return findings  # what a pooler answers about the server is not worth reading
         connection.execute("SET default_transaction_read_only = on")
-        findings += _asked(
-            name, "clock", lambda: [judging.judge_clock(name, _skew(lambda: _clock(connection)))]
-        )
+        findings += _asked(name, "clock", lambda: _clocks(name, connection, settings))
         findings += _asked(name, "server", lambda: _server(name, read_server(connection)))
         findings += _asked(name, "server", lambda: _standing(name, connection, settings))
+        if name == settings.fleet.home:
+            findings += _asked(name, "scheduler", lambda: _scheduler(name, connection, settings))
         findings += _asked(name, "views", lambda: _views(database, connection))
     return findings
 
@@ -151,6 +153,31 @@ def _standing(database: str, connection: psycopg.Connection[Any], settings: Sett
             outdated = exc
         grants = [(row["name"], row["privileges"]) for row in _sql.read_missing_grants(connection)]
     yield from judging.judge_schema(database, facts, outdated=outdated, grants=grants)
+
+
+def _clocks(database: str, connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
+    mine = _skew(lambda: _clock(connection))
+    yield judging.judge_clock(database, mine)
+    if database == settings.fleet.home:
+        return
+    try:
+        with connect(settings.home.url.get_secret_value(), application_name="upkeep/doctor") as home:
+            yield judging.judge_home_clock(database, mine - _skew(lambda: _clock(home)))
+    except UpkeepError as exc:
+        message = f"It cannot be compared with the home database's clock: {exc.message}"
+        yield About(database, "clock").says(Level.INFO, message, exc.remedy)
+
+
+def _scheduler(database: str, connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
+    yield judging.judge_leader(database, state.leader(connection), entries=len(entries(settings)))
+    try:
+        migrations.refuse_unless_current(connection, database)
+    except UpkeepError:
+        return  # told with the schema; there may be no state to look at
+    try:
+        state.refuse_newer(connection)
+    except UpkeepError as exc:
+        yield About(database, "upkeep.schedule_state").error(exc.message, exc.remedy)
 
 
 def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[Finding]:

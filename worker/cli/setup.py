@@ -143,8 +143,9 @@ def doctor(
     """Say what is missing, and print the statement that mends it.
 
     Servers (version, clock, connections, pooler in the way, Redis eviction),
-    privileges, and each view (unique index, TEMP, populated, stored timestamps,
-    order). Changes nothing. Exit code 1 if something is an error.
+    the scheduler, privileges, and each view (unique index, TEMP, populated,
+    stored timestamps, order). Changes nothing. Exit code 1 if something is an
+    error.
     """
     from worker.cli import examining  # noqa: PLC0415
 

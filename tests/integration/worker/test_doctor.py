@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import psycopg
 import pytest
 
 from fleet import settings
+from fleet.postgres import locks, migrations
 from fleet.settings import Settings
+from schedules import state
+from schedules.entries import entries
 from tests import servers
-from tests.conftest import NewRole
+from tests.conftest import NewDatabase, NewRole
 from tests.servers import Database
 from worker.cli import examining
 from worker.doctor import Finding, Level
@@ -58,6 +62,7 @@ def test_each_view_is_judged_and_a_good_one_is_left_in_peace(
     upkeep_database.connect().execute(SCHEMA)
     found = examined(kept(upkeep_database.url))
     assert set(found) == {
+        ("warning", "scheduler"),
         ("info", "public.unordered"),
         ("warning", "public.stamped"),
         ("warning", "public.keyless"),
@@ -161,6 +166,106 @@ def test_two_sessions_on_one_backend_are_a_pooler(
     monkeypatch.setattr(examining, "_pid", lambda _: 4711)
     found = examined(kept(upkeep_database.url))
     assert set(found) == {("error", "connection")}
+
+
+def test_a_scheduler_that_leads_is_found_with_its_session_and_one_that_is_missing_is_a_warning(
+    upkeep_database: Database, kept: Callable[[str], Settings]
+) -> None:
+    settings_ = kept(upkeep_database.url)
+    found = examined(settings_)["warning", "scheduler"]
+    # daily, and the pruning of the ledger
+    assert "nothing becomes due by itself (entries declared: 2)" in found.message
+    assert found.remedy.startswith("celery -A worker.app beat")
+    with upkeep_database.connect() as leader:
+        assert locks.try_acquire(leader, state.LEADER)
+        (found,) = (f for f in examining.examine(settings_.home, settings_) if f.object == "scheduler")
+        assert found.level is Level.OK
+        pid = leader.info.backend_pid
+        assert (
+            f"One leads: session {pid}, from 127.0.0.1, open since {datetime.now(UTC):%Y}-" in found.message
+        )
+
+
+def test_a_row_of_a_newer_format_is_an_error_with_its_remedy(
+    upkeep_database: Database, kept: Callable[[str], Settings]
+) -> None:
+    settings_ = kept(upkeep_database.url)
+    connection = upkeep_database.connect()
+    state.reconcile(connection, entries(settings_).values(), datetime.now(UTC))
+    assert ("error", "upkeep.schedule_state") not in examined(settings_)
+    connection.execute("UPDATE upkeep.schedule_state SET format = 2 WHERE entry = 'kept/daily'")
+    found = examined(settings_)["error", "upkeep.schedule_state"]
+    assert "kept/daily (format 2)" in found.message
+    assert "Upgrade" in found.remedy
+
+
+def test_an_older_schema_is_told_once(upkeep_database: Database, kept: Callable[[str], Settings]) -> None:
+    connection = upkeep_database.connect()
+    connection.execute("UPDATE upkeep.schema_version SET version_num = '0001'")
+    connection.execute("DROP TABLE upkeep.schedule_state")
+    found = examining.examine((settings_ := kept(upkeep_database.url)).home, settings_)
+    assert [f.message for f in found if f.level is Level.ERROR and "public." not in f.object] == [
+        "The schema upkeep in the database 'kept' is at 0001, this version needs " + migrations.head()
+    ]
+
+
+@pytest.fixture
+def two(
+    upkeep_database: Database, new_database: NewDatabase, tmp_path: Path, redis_url: str
+) -> Callable[..., Settings]:
+    """Settings of a fleet with a home and another database."""
+    other = new_database(migrated=True)
+
+    def make(home: str = "") -> Settings:
+        path = tmp_path / "upkeep.toml"
+        path.write_text('[fleet]\nhome = "home"\n[databases.home]\n[databases.other]\n', encoding="utf-8")
+        environment = {
+            "UPKEEP_HOME_URL": home or upkeep_database.url,
+            "UPKEEP_OTHER_URL": other.url,
+            "UPKEEP_REDIS_URL": redis_url,
+        }
+        return settings.load(path, environment)
+
+    return make
+
+
+def clocks(found: Settings, name: str) -> list[Finding]:
+    return [f for f in examining.examine(found.database(name), found) if f.object == "clock"]
+
+
+def test_a_kept_clock_that_is_not_the_homes_is_a_warning(
+    two: Callable[..., Settings], upkeep_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = two()
+    assert {f.level for f in clocks(found, "other")} == {Level.OK}
+    assert len(clocks(found, "other")) == 2
+    # What the home's server says is moved: nothing here can set a server's clock.
+    original = examining._clock
+
+    def moved(connection: psycopg.Connection[Any]) -> datetime:
+        away = timedelta(seconds=90) if connection.info.dbname == upkeep_database.name else timedelta()
+        return original(connection) - away
+
+    monkeypatch.setattr(examining, "_clock", moved)
+    (warning,) = (f for f in clocks(found, "other") if f.level is not Level.OK)
+    assert warning.level is Level.WARNING
+    assert "90.0 s ahead of the home database's" in warning.message
+    assert "NTP" in warning.remedy
+    # This host's own clock decides nothing.
+    (note,) = clocks(found, "home")
+    assert (note.level, "90.0 s behind this host's" in note.message) == (Level.INFO, True)
+    # And only the home is asked who leads.
+    assert not [f for f in examining.examine(found.database("other"), found) if f.object == "scheduler"]
+
+
+def test_a_home_that_is_away_keeps_the_clocks_from_being_compared_and_nothing_else(
+    two: Callable[..., Settings],
+) -> None:
+    found = two("postgresql://me:geheim@127.0.0.1:1/home")
+    first, second = clocks(found, "other")
+    assert (first.level, second.level) == (Level.OK, Level.INFO)
+    assert "127.0.0.1:1/home" in second.message
+    assert "geheim" not in second.message
 
 
 def test_redis_is_asked(redis_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -96,8 +96,31 @@ def test_a_clock_is_off_only_by_more_than_the_round_trip_explains(
     offset_s: float, uncertainty_s: float, level: Level, said: str
 ) -> None:
     skew = Skew(offset=timedelta(seconds=offset_s), uncertainty=timedelta(seconds=uncertainty_s))
-    finding = doctor.judge_clock(None, skew)
+    # Between databases it decides what is fresh; this host's clock decides nothing.
+    finding = doctor.judge_home_clock("trading", skew)
     assert (finding.level, said in finding.message) == (level, True)
+    finding = doctor.judge_clock(None, skew)
+    expected = Level.INFO if level is Level.WARNING else level
+    assert (finding.level, said in finding.message) == (expected, True)
+
+
+def test_two_clocks_are_compared_by_a_third_with_both_uncertainties() -> None:
+    mine = Skew(offset=timedelta(seconds=3), uncertainty=timedelta(milliseconds=20))
+    theirs = Skew(offset=timedelta(seconds=5), uncertainty=timedelta(milliseconds=30))
+    assert mine - theirs == Skew(offset=timedelta(seconds=-2), uncertainty=timedelta(milliseconds=50))
+
+
+def test_nobody_who_leads_is_a_warning_where_something_is_declared() -> None:
+    assert doctor.judge_leader("home", None, entries=0).level is Level.OK
+    finding = doctor.judge_leader("home", None, entries=3)
+    assert (finding.level, "3" in finding.message) == (Level.WARNING, True)
+    session: dict[str, Any] = {"pid": 7, "backend_start": None, "client": None}
+    finding = doctor.judge_leader("home", session, entries=3)
+    # Another role's session says neither: no reason to claim that it is a local one.
+    assert (finding.level, "local" in finding.message) == (Level.OK, False)
+    session["backend_start"] = datetime(2026, 7, 1, 14, tzinfo=timezone(timedelta(hours=2)))
+    finding = doctor.judge_leader("home", session, entries=3)
+    assert "session 7, from a local socket, open since 2026-07-01 12:00:00 UTC" in finding.message
 
 
 @pytest.mark.parametrize(

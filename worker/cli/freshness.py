@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -20,8 +20,9 @@ from fleet.postgres.migrations import refuse_unless_current
 from fleet.postgres.queries import load
 from fleet.settings import Database, Tier
 from schedules.slots import latest_slot, next_slot
+from schedules.state import EntryState
 from tasks.refresh.execute import REFRESH_VIEW
-from worker.cli import options, output, runs
+from worker.cli import options, output, pausing, runs
 
 _sql = load("worker.cli", "freshness.sql")
 
@@ -44,6 +45,7 @@ class ViewStatus:
     under_way: Run | None
     next_slot: datetime | None
     late: bool
+    paused: EntryState | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +57,24 @@ class DatabaseStatus:
     views: tuple[ViewStatus, ...] = ()
     open_runs: tuple[dict[str, Any], ...] = ()
     error: UpkeepError | None = None
+    pauses_error: UpkeepError | None = None
+    """Why it is not known what is paused: that is in the home database."""
 
 
 def status(config: Path | None, *, database: str | None, as_json: bool) -> int:
     """Read and print; 1 if a database cannot be read."""
+    settings = options.load(config)
+    chosen = options.chosen(settings, database)
+    pauses: Mapping[str, EntryState] = {}
+    pauses_error: UpkeepError | None = None
+    try:
+        pauses = pausing.read(settings)
+    except UpkeepError as exc:
+        pauses_error = exc
     found = []
-    for each in options.chosen(options.load(config), database):
+    for each in chosen:
         try:
-            found.append(read(each))
+            found.append(replace(read(each, pauses), pauses_error=pauses_error))
         except UpkeepError as exc:
             found.append(DatabaseStatus(name=each.name, clock=datetime.now(UTC), error=exc))
     if as_json:
@@ -73,8 +85,8 @@ def status(config: Path | None, *, database: str | None, as_json: bool) -> int:
     return int(any(one.error is not None for one in found))
 
 
-def read(database: Database) -> DatabaseStatus:
-    """Everything that is shown of one database."""
+def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus:
+    """Everything that is shown of one database; `pauses` by the name of the entry."""
     with options.connection(database, doing="Reading the status", read_only=True) as connection:
         refuse_unless_current(connection, database.name)
         clock: datetime = _sql.read_clock(connection)
@@ -103,6 +115,7 @@ def read(database: Database) -> DatabaseStatus:
                 under_way=waiting.get(view),
                 next_slot=next_slot(tier.cron, tier.timezone, clock) if tier else None,
                 late=tier is not None and last_updated is not None and late(tier, last_updated, clock),
+                paused=pauses.get(f"{database.name}/{tier_name}") if tier else None,
             )
         )
     views.sort(key=lambda v: (v.next_slot or clock, v.tier_name, v.view))
@@ -117,6 +130,15 @@ def late(tier: Tier, last_updated: datetime, now: datetime) -> bool:
 
 def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
     """Level, message and remedy of what somebody should look at."""
+    if found.pauses_error is not None:
+        error = found.pauses_error
+        yield "warning", f"whether tiers are paused is not known: {error.message}", error.remedy
+    for tier_name, paused in {each.tier_name: each.paused for each in found.views if each.paused}.items():
+        yield (
+            "info",
+            f"{tier_name} is paused {pausing.described(paused, now=found.clock)}",
+            f"upkeep schedule resume {paused.entry}",
+        )
     for each in found.views:
         last, going = each.last, each.under_way
         if last is not None and last.state in {State.FAILED, State.LOST, State.MISSED}:
@@ -134,7 +156,7 @@ def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
                 f"{each.view}: a worker keeps it in {each.tier_name}, but this upkeep.toml does not have it",
                 "Use the workers' upkeep.toml, or start them anew",
             )
-        elif each.late and going is None:
+        elif each.late and going is None and each.paused is None:
             yield (
                 "warning",
                 f"{each.view}: it missed a slot of {each.tier_name}",
@@ -165,6 +187,7 @@ def _document(found: DatabaseStatus) -> dict[str, Any]:
                 "age_s": each.age.total_seconds() if each.age is not None else None,
                 "late": each.late,
                 "next_slot": each.next_slot,
+                "paused": pausing.document(each.paused),
                 "last_run": runs.document(each.last) if each.last else None,
                 "open_run": runs.document(each.under_way) if each.under_way else None,
             }
@@ -206,9 +229,11 @@ def _table(found: DatabaseStatus, *, narrow: bool) -> Table:
     table = output.table(
         "view", "fresh\nas of", "age", "last run", *took, "rows", right=("age", "took", "rows")
     )
-    for (tier_name, tier), views in groupby(found.views, key=lambda each: (each.tier_name, each.tier)):
-        line = Text(tier_name, style="bold")
-        if tier is not None:
+    for (tier_name, tier), group in groupby(found.views, key=lambda each: (each.tier_name, each.tier)):
+        line, views = Text(tier_name, style="bold"), list(group)
+        if any(each.paused for each in views):
+            line.append("  paused", style="not bold yellow")
+        elif tier is not None:
             due = next_slot(tier.cron, tier.timezone, found.clock)
             shown = f"  next {output.moment(due, now=found.clock)}, in {output.span(due - found.clock)}"
             line.append(shown, style="not bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from fleet.settings import Database, Settings
+    from schedules.entries import Entry
 
 ConfigOption = Annotated[
     Path | None,
@@ -73,6 +75,19 @@ def chosen(settings: Settings, name: str | None) -> list[Database]:
         return [settings.database(name)]
 
 
+def entry(settings: Settings, name: str) -> Entry:
+    """An entry of the schedule by its name, as `upkeep schedule list` shows it."""
+    from fleet.settings.model import closest  # noqa: PLC0415
+    from schedules.entries import entries  # noqa: PLC0415
+
+    declared = entries(settings)
+    if name not in declared:
+        raise UsageMistakeError(
+            f"There is no entry named {name!r} in the schedule", remedy=closest(name, declared)
+        )
+    return declared[name]
+
+
 @contextmanager
 def connection(
     database: Database, *, doing: str, read_only: bool = False
@@ -107,3 +122,20 @@ def parse_view(text: str) -> str:
 
     with asking():
         return str(RelationName.parse(text))
+
+
+def user() -> str:
+    """The operating system's name for whoever types."""
+    import getpass  # noqa: PLC0415
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user that /etc/passwd does not know
+        return str(os.getuid())
+
+
+def who() -> str:
+    """Who types, and where: what a pause is signed with."""
+    import socket  # noqa: PLC0415
+
+    return f"{user()}@{socket.gethostname()}"

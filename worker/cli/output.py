@@ -32,6 +32,7 @@ STYLES: Mapping[str, str] = {
     "info": "cyan",
     "running": "cyan",
     "waiting": "yellow",
+    "paused": "yellow",
     "warning": "yellow",
     "missed": "yellow",
     "error": "bold red",

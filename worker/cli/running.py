@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +20,8 @@ from fleet.errors import TransientError
 from fleet.ledger import NewRun
 from fleet.settings import Database, Settings
 from fleet.settings.model import closest
-from tasks.base import Arguments, LedgeredTask
+from schedules.runs import Runs
+from tasks.base import Arguments, LedgeredTask, Runtime
 from worker.app import app, configuration
 from worker.cli import following, options, output
 
@@ -33,13 +32,14 @@ _YES, _NO = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What will be sent, checked: `new` is the run that a worker will make of it."""
+    """What will be sent, checked: `new` is the run that a worker will make of it; `entry` is the schedule's."""
 
     task: str
     task_id: str
     database: Database
     new: NewRun
     kwargs: Mapping[str, Any]
+    entry: str | None = None
 
 
 def run(
@@ -52,13 +52,79 @@ def run(
     as_json: bool,
 ) -> int:
     """Send, and wait where asked to; 1 if it cannot be sent, failed, was lost, or the time is over."""
+    _check_timeout(timeout_s, wait=wait)
+    logs.configure("WARNING")
+    settings = options.load(config)
+    with app.judging_by(settings) as runtime:
+        found = _known(task)
+        request = prepare(runtime, found, _values(task, found.arguments, words))
+    return _carry_out(settings, request, wait=wait, timeout_s=timeout_s, as_json=as_json)
+
+
+def run_entry(config: Path | None, name: str, *, wait: bool, timeout_s: float | None, as_json: bool) -> int:
+    """Ask for what the slot of an entry would do; otherwise as `run`."""
+    _check_timeout(timeout_s, wait=wait)
+    logs.configure("WARNING")
+    settings = options.load(config)
+    entry = options.entry(settings, name)
+    with app.judging_by(settings) as runtime:
+        # What `upkeep check` says of it, in its words: the remedy is in the file, not on the command line.
+        for problem in Runs(app.tasks, settings).problems([entry], datetime.now(UTC)):
+            said = f"{problem.key} = {problem.value}: {problem.message}"
+            raise options.UsageMistakeError(said, remedy=problem.remedy)
+        request = prepare(runtime, _known(entry.task), {"database": entry.database, **entry.arguments})
+    request = replace(request, entry=entry.name)
+    return _carry_out(settings, request, wait=wait, timeout_s=timeout_s, as_json=as_json)
+
+
+def prepare(runtime: Runtime, task: LedgeredTask[Any], values: Mapping[str, Any]) -> Request:
+    """Check a request as the worker will, so that a mistake is told at once and by exit code 2.
+
+    Raises:
+        UsageMistakeError: no such database, view or tier, or a value that is none.
+
+    """
+    values = {**values}
+    if "requested_by" in task.arguments.model_fields:
+        values.setdefault("requested_by", f"cli:{options.user()}")
+    try:
+        arguments = task.arguments.model_validate(values)
+    except ValidationError as exc:
+        said = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or task.name}: {e['msg'].removeprefix('Value error, ')}"
+            for e in exc.errors()
+        )
+        raise options.UsageMistakeError(said, remedy=usage(task.name, task.arguments)) from None
+    with options.asking():
+        database = task.place(arguments, runtime)
+        new = task.request_run(arguments, database, datetime.now(UTC))
+    return Request(
+        task=task.name,
+        task_id=str(uuid.uuid4()),
+        database=database,
+        new=new,
+        kwargs={**values, "database": database.name},
+    )
+
+
+def _check_timeout(timeout_s: float | None, *, wait: bool) -> None:
     if timeout_s is not None and not wait:
         raise options.UsageMistakeError(
             "--timeout is for --wait", remedy="Add --wait, or leave --timeout out"
         )
-    logs.configure("WARNING")
-    settings = options.load(config)
-    request = prepare(settings, task, words)
+
+
+def _known(task: str) -> LedgeredTask[Any]:
+    known = {name: found for name, found in app.tasks.items() if isinstance(found, LedgeredTask)}
+    if task not in known:
+        raise options.UsageMistakeError(f"There is no task named {task!r}", remedy=closest(task, known))
+    return known[task]
+
+
+def _carry_out(
+    settings: Settings, request: Request, *, wait: bool, timeout_s: float | None, as_json: bool
+) -> int:
+    """Send, and follow it where that is asked for."""
     producer = _producer(settings)
     if not wait:
         _send(producer, settings, request)
@@ -73,40 +139,6 @@ def run(
         outcome = following.follow(watch, request.new.queue, timeout_s=timeout_s)
     following.show(outcome, _document(request), as_json=as_json)
     return int(not outcome.fine)
-
-
-def prepare(settings: Settings, task: str, words: Sequence[str]) -> Request:
-    """Check a request as the worker will, so that a mistake is told at once and by exit code 2.
-
-    Raises:
-        UsageMistakeError: no such task, argument, database, view or tier, or a value that is none.
-
-    """
-    known = {name: found for name, found in app.tasks.items() if isinstance(found, LedgeredTask)}
-    if task not in known:
-        raise options.UsageMistakeError(f"There is no task named {task!r}", remedy=closest(task, known))
-    found = known[task]
-    values = _values(task, found.arguments, words)
-    if "requested_by" in found.arguments.model_fields:
-        values.setdefault("requested_by", f"cli:{_user()}")
-    try:
-        arguments = found.arguments.model_validate(values)
-    except ValidationError as exc:
-        said = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or task}: {e['msg'].removeprefix('Value error, ')}"
-            for e in exc.errors()
-        )
-        raise options.UsageMistakeError(said, remedy=usage(task, found.arguments)) from None
-    with options.asking(), app.judging_by(settings) as runtime:
-        database = found.place(arguments, runtime)
-        new = found.request_run(arguments, database, datetime.now(UTC))
-    return Request(
-        task=task,
-        task_id=str(uuid.uuid4()),
-        database=database,
-        new=new,
-        kwargs={**values, "database": database.name},
-    )
 
 
 def usage(task: str, arguments: type[Arguments]) -> str:
@@ -149,13 +181,6 @@ def _value(key: str, text: str, annotation: Any) -> object:
     return text
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user that /etc/passwd does not know
-        return str(os.getuid())
-
-
 def _producer(settings: Settings) -> Celery:
     """A sender of its own: the worker's app reads its configuration from where the worker would."""
     producer = Celery("upkeep-cli", set_as_current=False)
@@ -188,6 +213,7 @@ def _send(producer: Celery, settings: Settings, request: Request) -> None:
 
 def _document(request: Request) -> dict[str, Any]:
     return {
+        **({"entry": request.entry} if request.entry else {}),
         "task": request.task,
         "task_id": request.task_id,
         "database": request.database.name,

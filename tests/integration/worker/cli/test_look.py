@@ -208,13 +208,17 @@ def test_nothing_is_written_by_looking(upkeep: Upkeep, system: Database, ran: di
     def position() -> Any:
         return (
             system.connect()
-            .execute("SELECT max(id), count(*), max(xmin::text::bigint) FROM upkeep.run")
+            .execute(
+                "SELECT max(id), count(*), max(xmin::text::bigint), (SELECT count(*) FROM upkeep.schedule_state)"
+                " FROM upkeep.run"
+            )
             .fetchone()
         )
 
     before = position()
-    for words in (["status"], ["history"], ["history", "--run", str(ran["done"])], ["check"], ["doctor"]):
-        assert upkeep(*words).code in (0, 1)
+    looking = ["status", "history", f"history --run {ran['done']}", "check", "doctor", "schedule list --all"]
+    for command in looking:
+        assert upkeep(*command.split()).code in (0, 1)
     assert position() == before
 
 

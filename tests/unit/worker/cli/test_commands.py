@@ -14,7 +14,21 @@ from fleet.ledger import State
 from worker import cli
 from worker.cli.look import RunState
 
-COMMANDS = ["init", "check", "migrate", "doctor", "plan refresh", "run", "status", "history", "demo"]
+COMMANDS = [
+    "init",
+    "check",
+    "migrate",
+    "doctor",
+    "plan refresh",
+    "run",
+    "schedule list",
+    "schedule pause",
+    "schedule resume",
+    "schedule run-now",
+    "status",
+    "history",
+    "demo",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +51,8 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
 def test_the_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     said = capsys.readouterr().out
-    assert said.index("Set up") < said.index("Refresh") < said.index("Look") < said.index("Try it")
+    panels = [said.index(f"─ {panel} ─") for panel in ("Set up", "Refresh", "Schedule", "Look", "Try it")]
+    assert panels == sorted(panels)
     assert all(f"│ {command.split()[0]} " in said for command in COMMANDS)
 
 

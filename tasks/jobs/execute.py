@@ -33,6 +33,7 @@ RUN_JOB = "upkeep.job.run"
 # Longer would keep a worker's place from other work; the run is handed back, and woken when the other one is done.
 BUSY_WAIT_S = 1.0
 HAND_BACK = timedelta(seconds=10)
+OVERTAKEN = "its next slot came before it could begin"
 # What a statement may leave in its session for the next task; the pool itself takes care of settings and locks.
 _LEFT_BEHIND = "SET SESSION AUTHORIZATION DEFAULT; CLOSE ALL; UNLISTEN *; DISCARD TEMP"
 
@@ -59,14 +60,24 @@ class Runner:
 
         """
         key = job_key(self.job.name)
-        if not locks.acquire_within(self.connection, key, timeout_s=BUSY_WAIT_S):
-            return Wait(
-                reason=f"the job {self.job.name} is running already", wait=HAND_BACK, waits_for=self._wakes
-            )
+        free = locks.acquire_within(self.connection, key, timeout_s=BUSY_WAIT_S)
         try:
+            if self._overtaken(run):
+                return Skip(reason=OVERTAKEN)
+            if not free:
+                reason = f"the job {self.job.name} is running already"
+                return Wait(reason=reason, wait=HAND_BACK, waits_for=self._wakes)
             return self._batches(run)
         finally:
-            locks.release(self.connection, key)
+            if free:
+                locks.release(self.connection, key)
+
+    def _overtaken(self, run: Run) -> bool:
+        if run.expires_at is None:
+            return False
+        row = self.connection.execute(_sql.read_clock.sql).fetchone()
+        assert row is not None  # SELECT without FROM
+        return plan.overtaken(run, row[0])
 
     @property
     def _wakes(self) -> str:

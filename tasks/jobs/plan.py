@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
 from fleet.errors import PermanentError
+from fleet.ledger import Run
 from fleet.settings import Job
 from tasks.jobs.statement import Effect
 
@@ -55,6 +56,16 @@ class Tally:
             "rows": self.rows,
             "duration_s": round(self.duration.total_seconds(), 4),
         }
+
+
+def overtaken(run: Run, now: datetime) -> bool:
+    """Whether a tick that has not begun need not any more: its next slot is there, with a run of its own.
+
+    Without this the ticks of a job that takes longer than its interval would wait for it in an ever longer row. One
+    that has begun goes on, and so does one that failed and is tried again.
+    """
+    begun = run.attempt > 1 or Tally.of(run.result).batches > 0
+    return run.expires_at is not None and run.expires_at <= now and not begun
 
 
 class Next(Enum):

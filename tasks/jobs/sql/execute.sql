@@ -1,3 +1,7 @@
+-- name: read_clock
+-- What time is it here, where the run's slot and its expiry are from?
+SELECT pg_catalog.clock_timestamp();
+
 -- name: begin_batch
 -- Sets what the statement in this transaction runs with; it is all gone when the transaction ends.
 SELECT pg_catalog.set_config('lock_timeout', :lock_timeout, true),

@@ -231,6 +231,43 @@ class TestOneAtATime:
         assert [due.id for due in ledger.ring_due(system.connection)] == [run.id]
         assert system.work(declared, run.id).state == State.SUCCEEDED
 
+    @pytest.mark.parametrize("busy", [True, False])
+    def test_a_tick_that_waited_until_the_next_one_came_is_skipped(
+        self, system: System, monkeypatch: pytest.MonkeyPatch, busy: bool
+    ) -> None:
+        """Else the ticks of a job that takes longer than its interval would wait in an ever longer row."""
+        monkeypatch.setattr(execute, "BUSY_WAIT_S", 0.05)
+        declared = job(BATCHES)
+        slot = system.scalar("SELECT clock_timestamp()") - timedelta(minutes=5)
+        late = system.insert(declared, entry="job.settle", slot=slot, expires_at=slot + timedelta(minutes=5))
+        in_time = system.insert(
+            declared,
+            entry="job.settle",
+            slot=slot + timedelta(minutes=5),
+            expires_at=slot + timedelta(hours=1),
+        )
+        with connect(system.database.url, application_name="other") as other:
+            if busy:
+                locks.try_acquire(other, job_key("settle"))
+            run = system.work(declared, late)
+            assert (run.state, run.reason) == (State.SKIPPED, "its next slot came before it could begin")
+            expected = State.WAITING if busy else State.SUCCEEDED
+            assert system.work(declared, in_time).state == expected
+        assert system.done() == ({0: 25} if busy else {0: 15, 1: 10})
+
+    def test_a_tick_that_has_begun_goes_on_after_the_next_one_came(self, system: System) -> None:
+        declared = job(BATCHES, repeat_until_zero=True)
+        slot = system.scalar("SELECT clock_timestamp()")
+        run_id = system.insert(
+            declared, entry="job.settle", slot=slot, expires_at=slot + timedelta(minutes=5)
+        )
+        assert system.work(declared, run_id, stay=timedelta()).state == State.WAITING
+        system.connection.execute(
+            "UPDATE upkeep.run SET expires_at = clock_timestamp() WHERE id = %s", [run_id]
+        )
+        assert system.work(declared, run_id).state == State.SUCCEEDED
+        assert system.done() == {1: 25}
+
     @pytest.mark.parametrize("sql", [BATCHES, "SELECT 1 / 0", "SELECT missing()"])
     def test_its_lock_is_given_back(self, system: System, sql: str) -> None:
         system.run(sql)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from fleet.errors import PermanentError
+from fleet.ledger import Run
 from fleet.settings import Job
 from tasks.jobs import plan
 from tasks.jobs.plan import LONGEST_STAY, Next, Tally
@@ -155,3 +157,28 @@ class TestTally:
             "batches": 2,
             "rows": 2000,
         }
+
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def run(**changes: Any) -> Run:
+    given = dict.fromkeys(field.name for field in dataclasses.fields(Run))
+    return Run(**(given | {"attempt": 1, "expires_at": NOW} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "overtaken"),
+    [
+        ({}, True),
+        ({"expires_at": NOW + MINUTE}, False),
+        # An operator's request is for no slot.
+        ({"expires_at": None}, False),
+        # It has failed and is tried again: to skip it would hide that.
+        ({"attempt": 2}, False),
+        ({"result": {"batches": 1, "rows": 5, "duration_s": 0.1}}, False),
+        ({"result": {"batches": 0, "rows": 0, "duration_s": 0.0}}, True),
+    ],
+)
+def test_a_tick_is_overtaken_before_it_has_begun(changes: dict[str, Any], overtaken: bool) -> None:
+    assert plan.overtaken(run(**changes), NOW) is overtaken

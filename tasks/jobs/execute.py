@@ -35,7 +35,7 @@ BUSY_WAIT_S = 1.0
 HAND_BACK = timedelta(seconds=10)
 OVERTAKEN = "its next slot came before it could begin"
 # What a statement may leave in its session for the next task; the pool itself takes care of settings and locks.
-_LEFT_BEHIND = "SET SESSION AUTHORIZATION DEFAULT; CLOSE ALL; UNLISTEN *; DISCARD TEMP"
+_LEFT_BEHIND = "SET SESSION AUTHORIZATION DEFAULT; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DEALLOCATE ALL"
 
 
 def job_key(name: str) -> str:

@@ -404,6 +404,7 @@ class TestWhatASessionIsLeftWith:
                 "CREATE TEMPORARY TABLE left_behind AS SELECT 1 AS id",
                 "DECLARE left_behind CURSOR WITH HOLD FOR SELECT 1",
                 "LISTEN left_behind",
+                "PREPARE left_behind AS SELECT 1",
                 "SET ROLE jobs_other",
             ):
                 run = system.run(sql)
@@ -414,6 +415,10 @@ class TestWhatASessionIsLeftWith:
             assert system.scalar("SELECT to_regclass('pg_temp.left_behind')") is None
             assert system.scalar("SELECT count(*) FROM pg_cursors WHERE name = 'left_behind'") == 0
             assert system.scalar("SELECT count(*) FROM pg_listening_channels()") == 0
+            assert system.scalar("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
+            # What the driver had prepared for itself is prepared again.
+            for _ in range(8):
+                assert system.run("SELECT 1").state == State.SUCCEEDED
         finally:
             tidy(system.connection)
             system.connection.execute("DROP OWNED BY jobs_other")

@@ -56,6 +56,7 @@ def test_the_tasks_have_their_wire_names(tmp_path: Path, fleet: settings.Setting
     assert done.returncode == 0, done.stderr
     names = {name for name in done.stdout.split() if not name.startswith("celery.")}
     assert names == {
+        "upkeep.job.run",
         "upkeep.ledger.prune",
         "upkeep.refresh.all",
         "upkeep.refresh.tier",

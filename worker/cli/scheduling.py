@@ -85,14 +85,7 @@ def show(config: Path | None, *, everything: bool, as_json: bool) -> int:
             except UpkeepError as exc:
                 errors[name] = exc
     lines = [
-        Line(
-            entry=entry,
-            run=wanted[name][0],
-            problem=wanted[name][1],
-            known=(known := home.states.get(name)) and (None if known.removed_at else known),
-            last=last.get(name),
-            next_slot=upcoming(entry, known.last_slot if known else None, home.clock),
-        )
+        _line(entry, *wanted[name], known=home.states.get(name), last=last.get(name), now=home.clock)
         for name, entry in declared.items()
     ]
     strays = [each for name, each in sorted(home.states.items()) if name not in declared]
@@ -128,9 +121,29 @@ def read_home(settings: Settings) -> Home:
 
 
 def _made(made: Runs, entry: Entry, now: datetime) -> tuple[NewRun | None, Problem | None]:
-    for problem in made.problems([entry], now):
-        return None, problem
-    return made.of(entry, now), None
+    wrong = made.problems([entry], now)
+    return (None, wrong[0]) if wrong else (made.of(entry, now), None)
+
+
+def _line(
+    entry: Entry,
+    run: NewRun | None,
+    problem: Problem | None,
+    *,
+    known: EntryState | None,
+    last: Run | None,
+    now: datetime,
+) -> Line:
+    if known is not None and known.removed_at is not None:
+        known = None  # it has come back, and no scheduler has noticed yet: that will begin anew
+    return Line(
+        entry=entry,
+        run=run,
+        problem=problem,
+        known=known,
+        last=last,
+        next_slot=upcoming(entry, known.last_slot if known else None, now),
+    )
 
 
 def _read_last(settings: Settings, database: str, wanted: Mapping[str, NewRun | None]) -> dict[str, Run]:
@@ -188,7 +201,7 @@ def _document(
         "home": settings.home.name,
         "clock": home.clock,
         "leader": dict(home.leader) if home.leader else None,
-        "entries": [_line(each) for each in lines],
+        "entries": [_entry(each) for each in lines],
         "errors": [
             {"database": name, "message": error.message, "remedy": error.remedy}
             for name, error in errors.items()
@@ -208,7 +221,7 @@ def _document(
     return document
 
 
-def _line(each: Line) -> dict[str, Any]:
+def _entry(each: Line) -> dict[str, Any]:
     entry, problem = each.entry, each.problem
     return {
         "entry": entry.name,

@@ -438,6 +438,8 @@ def test_an_entry_that_comes_back_can_be_paused_before_the_scheduler_knows(
     scheduled.write(whole.replace("[jobs.settle]", "[jobs.balance]"))
     start_scheduler(scheduled, system)
     scheduled.write(whole)
+    found = listed(scheduled)["kept/job.settle"]
+    assert (found["known"], found["last_slot"]) == (False, None)
     assert scheduled("schedule", "pause", "kept/job.settle").code == 0
     assert listed(scheduled)["kept/job.settle"]["paused"] is not None
     start_scheduler(scheduled, system)

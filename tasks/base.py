@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import psycopg
 import structlog
 from celery import Task
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,7 +30,17 @@ from fleet.postgres import locks
 from fleet.postgres.connect import Pools, rename
 from fleet.postgres.failures import explain
 from fleet.settings import Database, Settings
-from tasks.performing import Conclusion, Outcome, describe, perform, record_failure
+from tasks import interruption
+from tasks.interruption import Interrupted
+from tasks.performing import (
+    CancelledByOperator,
+    Conclusion,
+    Outcome,
+    describe,
+    perform,
+    record_failure,
+    record_interruption,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -168,7 +179,10 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Celery's entry: read, claim, work, conclude."""
-        with structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id):
+        with (
+            interruption.heard(),
+            structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id),
+        ):
             try:
                 arguments = self._read(args, kwargs)
                 database = self.place(arguments, self.runtime)
@@ -228,6 +242,9 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             if arguments.run is None:
                 self._record_rejection(exc, arguments.model_dump(exclude_none=True))
             raise
+        if isinstance(failure, CancelledByOperator):
+            # Celery has written down that the task was revoked; a failure would take the place of that.
+            raise Ignore(failure.message)
         # Only now: a run that has failed for good is no database that is away.
         if failure is not None:
             raise failure
@@ -278,26 +295,51 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             return perform(
                 connection, run, lambda: self.work(delivery), retries=retries, event=self.event, doing=doing
             )
-        except SoftTimeLimitExceeded as exc:
-            # Its statement may be running still: the server cancels it when it finds the session gone.
-            connection.close()
-            error: UpkeepError = TransientError(
-                f"{doing} ran into its time limit", remedy="Raise soft_time_limit under [queues]"
-            )
-            cause: BaseException = exc
+        except Interrupted as exc:
+            return [
+                self._conclude_elsewhere(
+                    database,
+                    each,
+                    partial(
+                        record_interruption,
+                        interrupted=exc,
+                        retries=retries,
+                        event=self.event,
+                        doing=f"{self.name} of {each.target}",
+                        within=None if each.id == run.id else run,
+                    ),
+                )
+                for each in exc.unwritten
+            ][-1]
         except UpkeepError as exc:
-            error, cause = exc, exc.__cause__ or exc
-        # The working connection is gone, and its locks with it: write on another one. If that fails too, the
-        # row still says running, nobody holds its lock, and the reaper finds it.
+            cause = exc.__cause__ or exc
+            return self._conclude_elsewhere(
+                database,
+                run,
+                partial(record_failure, error=exc, cause=cause, retries=retries, event=self.event),
+            )
+
+    def _conclude_elsewhere(
+        self, database: Database, run: Run, write: Callable[[psycopg.Connection[Any], Run], Conclusion]
+    ) -> Conclusion:
+        """The working connection is gone, and its locks with it: write on another one.
+
+        If that fails too, the row still says running, nobody holds its lock, and the reaper finds it.
+        """
         with self.runtime.connection(database, name="upkeep/record") as fresh:
             if locks.acquire_within(fresh, locks.run_key(run.id), timeout_s=TAKE_BACK_S):
                 known = ledger.get(fresh, run.id)
                 # Fewer attempts than ours: a crash of the server has forgotten our claim, nobody has taken over.
-                if known is not None and not known.final and known.attempt <= run.attempt:
-                    return record_failure(fresh, run, error, cause=cause, retries=retries, event=self.event)
+                if known is not None and known.attempt <= run.attempt:
+                    if not known.final:
+                        return write(fresh, run)
+                    # The last that the connection carried was its commit.
+                    return Conclusion(
+                        state=State(known.state), summary=known.result or {"reason": known.reason}
+                    )
         # Another worker was faster: what it makes of the run counts.
-        log.warning("run.taken_over", error=describe(error, cause))
-        return Conclusion(state=State.RUNNING, summary={"reason": "another worker took it over"}, error=error)
+        log.warning("run.taken_over")
+        return Conclusion(state=State.RUNNING, summary={"reason": "another worker took it over"})
 
     def _context(self, run: Run) -> dict[str, Any]:
         return {"target": run.target}

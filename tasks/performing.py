@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import structlog
+from psycopg.pq import TransactionStatus
 
 from fleet import ledger, redaction
-from fleet.errors import TransientError, UpkeepError
+from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import Run, State
+from fleet.postgres.connect import abandon
 from fleet.postgres.failures import explain
+from tasks import interruption
+from tasks.interruption import Cancelled, Interrupted, SoftTimeLimitExceeded
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +70,10 @@ class Conclusion:
     error: UpkeepError | None = None
 
 
+class CancelledByOperator(PermanentError):
+    """An operator has ended the run: nothing is wrong, and nothing is tried again."""
+
+
 def perform(
     connection: psycopg.Connection[Any],
     run: Run,
@@ -73,21 +82,39 @@ def perform(
     retries: Sequence[timedelta],
     event: str,
     doing: str,
+    within: Run | None = None,
 ) -> Conclusion:
     """Do the work of a claimed run and write down what came of it.
 
     `work` may end the run itself, in the transaction of its effect; ending it again here changes nothing.
     Transient errors make the run wait for its next attempt (`retries` are the pauses between attempts,
     jittered), permanent ones and the last attempt fail it. A broken connection is raised: somebody with
-    another one must write.
+    another one must write. So is an interruption of what runs `within` another run, which ends as well.
     """
-    try:
-        outcome = work()
-    except psycopg.Error as exc:
-        return _failed(connection, run, explain(exc, doing=doing), exc, retries=retries, event=event)
-    except UpkeepError as exc:
-        cause = exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
-        return _failed(connection, run, exc, cause, retries=retries, event=event)
+    with interruption.uninterrupted():
+        try:
+            outcome = interruption.interruptible(work)
+        except Interrupted as exc:
+            interrupted = exc
+        except psycopg.Error as exc:
+            behind = interruption.behind(exc)
+            if behind is None:
+                return _failed(connection, run, explain(exc, doing=doing), exc, retries=retries, event=event)
+            interrupted = behind
+        except UpkeepError as exc:
+            behind = interruption.behind(exc)
+            if behind is None:
+                cause = exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
+                return _failed(connection, run, exc, cause, retries=retries, event=event)
+            interrupted = behind
+        else:
+            return _concluded(connection, run, outcome, event)
+        return _interrupted(
+            connection, run, interrupted, retries=retries, event=event, doing=doing, within=within
+        )
+
+
+def _concluded(connection: psycopg.Connection[Any], run: Run, outcome: Outcome, event: str) -> Conclusion:
     match outcome:
         case Done(result=result, recorded=recorded):
             if not recorded:
@@ -129,6 +156,43 @@ def record_failure(
     return Conclusion(state=State.FAILED, summary={"error": written}, error=error)
 
 
+def record_interruption(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    interrupted: Interrupted,
+    *,
+    retries: Sequence[timedelta] = (),
+    event: str,
+    doing: str,
+    within: Run | None = None,
+) -> Conclusion:
+    """Write down what an interruption makes of a run that is ours, unless its end was committed already.
+
+    Stopped: it waits, for no time, and has used no attempt. Cancelled: failed for good. Out of time: a failed
+    attempt, but not of what ran within another run, whose time it was.
+    """
+    known = ledger.get(connection, run.id)
+    assert known is not None  # nothing but the ledger's pruning deletes, and that only what is final
+    if known.state != State.RUNNING:
+        # Its commit came first, or a crash of the server has forgotten our claim.
+        summary = known.result or {"reason": known.reason}
+        _say("info", event, State(known.state), **summary)
+        return Conclusion(state=State(known.state), summary=summary)
+    if isinstance(interrupted, Cancelled):
+        cancelled = CancelledByOperator(
+            f"{doing} was {interrupted.reason}", remedy="Ask for it again when it may run"
+        )
+        return record_failure(connection, run, cancelled, cause=interrupted, event=event)
+    if isinstance(interrupted, SoftTimeLimitExceeded) and within is None:
+        late = TransientError(
+            f"{doing} ran into its time limit", remedy="Raise soft_time_limit under [queues]"
+        )
+        return record_failure(connection, run, late, cause=interrupted, retries=retries, event=event)
+    ledger.hand_back(connection, run.id, wait=timedelta(), reason=interrupted.reason)
+    _say("info", event, State.WAITING, reason=interrupted.reason, wait_s=0)
+    return Conclusion(state=State.WAITING, summary={"reason": interrupted.reason})
+
+
 def tell_lost(run: Run) -> None:
     """A claim found the run's attempts used up by workers that died: it is over, and that is an alert."""
     log.error(
@@ -163,6 +227,33 @@ def backoff(retries: Sequence[timedelta], attempt: int) -> timedelta:
     return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, keeps no secret
 
 
+def _interrupted(
+    connection: psycopg.Connection[Any],
+    run: Run,
+    interrupted: Interrupted,
+    *,
+    retries: Sequence[timedelta],
+    event: str,
+    doing: str,
+    within: Run | None,
+) -> Conclusion:
+    conclusion = None
+    if connection.info.transaction_status is TransactionStatus.IDLE:
+        # The run's lock is ours still: nobody else can have begun with it.
+        with suppress(psycopg.Error):
+            conclusion = record_interruption(
+                connection, run, interrupted, retries=retries, event=event, doing=doing, within=within
+            )
+    if conclusion is None:
+        interrupted.unwritten.append(run)
+    if conclusion is None or within is None:
+        # Nobody knows in the middle of what psycopg was interrupted.
+        abandon(connection)
+    if conclusion is None or within is not None:
+        raise interrupted
+    return conclusion
+
+
 def _failed(
     connection: psycopg.Connection[Any],
     run: Run,
@@ -178,6 +269,7 @@ def _failed(
 
 
 __all__ = [
+    "CancelledByOperator",
     "Conclusion",
     "Done",
     "Outcome",
@@ -187,5 +279,6 @@ __all__ = [
     "describe",
     "perform",
     "record_failure",
+    "record_interruption",
     "tell_lost",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import psycopg
 import structlog
+from billiard import current_process
 from celery import Celery, signals
 from click.core import ParameterSource
 from kombu.entity import Exchange, Queue
@@ -23,6 +24,7 @@ from fleet import logs, settings
 from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
+from tasks import interruption
 from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
@@ -168,6 +170,13 @@ def _introduce(**_: Any) -> None:
             log.warning("database.not_ready", database=database.name, error=str(exc).strip())
         except UpkeepError as exc:
             log.warning("database.not_ready", database=database.name, error=exc.message, remedy=exc.remedy)
+
+
+@signals.worker_process_init.connect
+def _listen(**_: Any) -> None:
+    """In a pool child; the solo pool sends this too, from the main process, whose signals are Celery's."""
+    if current_process().name != "MainProcess":
+        interruption.listen()
 
 
 @signals.worker_process_shutdown.connect

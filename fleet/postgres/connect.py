@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from fleet.postgres.failures import explain
 # PostgreSQL cuts application_name at 63 bytes; the task's name comes first, so the view's is what gets cut.
 MAX_APPLICATION_NAME_BYTES = 63
 CONNECT_TIMEOUT_S = 5
+CANCEL_TIMEOUT_S = 2.0
 # A session of ours that says nothing for this long belongs to a worker that is gone.
 IDLE_SESSION_TIMEOUT = timedelta(minutes=15)
 POOL_IDLE_S = 300.0
@@ -185,6 +186,16 @@ def rename(connection: psycopg.Connection[Any], application_name: str) -> None:
     connection.execute(
         "SELECT pg_catalog.set_config('application_name', %s, false)", (_cut(application_name),)
     )
+
+
+def abandon(connection: psycopg.Connection[Any]) -> None:
+    """Close a connection that may be in the middle of a statement, which the server is told to cancel first.
+
+    Left alone it would notice after a second that nobody waits, and hold its locks until then.
+    """
+    with suppress(psycopg.Error):
+        connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+    connection.close()
 
 
 def unreachable(conninfo: str, exc: psycopg.Error) -> PermanentError | TransientError:

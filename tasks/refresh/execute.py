@@ -27,6 +27,7 @@ from fleet.postgres import locks
 from fleet.postgres.catalog.definition import read_definitions
 from fleet.postgres.catalog.server import Server, read_server
 from fleet.postgres.queries import load
+from tasks.interruption import uninterrupted
 from tasks.performing import Done, Outcome, Skip, Wait, perform, tell_lost
 from tasks.refresh import view as views
 from tasks.refresh.plan import Demand, Need, depends, differs, satisfied, upstream_needs
@@ -98,7 +99,7 @@ class Refresher:
                 # An upstream's own upstream comes first in the list; while that is busy, this one waits too.
                 if need.view not in asked:
                     asked[need.view] = self._ask_for(run, need)
-                state = self._bring_up_one(need, asked[need.view])
+                state = self._bring_up_one(run, need, asked[need.view])
                 if state is None:
                     still.append(need)
                 elif state not in {State.SUCCEEDED, State.SKIPPED}:
@@ -134,13 +135,13 @@ class Refresher:
             run_id, _ = ledger.insert(self.connection, new)
         return run_id
 
-    def _bring_up_one(self, need: Need, run_id: int) -> State | None:
+    def _bring_up_one(self, parent: Run, need: Need, run_id: int) -> State | None:
         """The state that an upstream's run ended in, None while somebody works on it.
 
         WAITING: it failed and will be tried again.
         """
         declared = self.database.views[need.view]
-        with ledger.claim(self.connection, run_id, worker=self.worker) as run:
+        with uninterrupted(), ledger.claim(self.connection, run_id, worker=self.worker) as run:
             if run is None:
                 known = ledger.get(self.connection, run_id)
                 if known is None or known.final:
@@ -159,6 +160,7 @@ class Refresher:
                     retries=declared.retries,
                     event="view.refresh",
                     doing=f"Refreshing {need.view}",
+                    within=parent,
                 )
         if conclusion.state is State.WAITING and conclusion.error is None:
             return None

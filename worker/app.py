@@ -31,12 +31,11 @@ from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
 from tasks.refresh.view import manage
 from worker.reaper import Reaper
+from worker.stopping import Request, Stopping
 
 log = structlog.get_logger(__name__)
 
 QUEUES = ("refresh", "refresh.slow", "maintenance", "archive", "watch")
-# A worker that is told to stop finishes what runs for this long, then hands it back.
-SOFT_SHUTDOWN_S = 30.0
 
 
 class Upkeep(Celery):  # type: ignore[misc]  # celery ships no types
@@ -98,8 +97,6 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_max_tasks_per_child": queues.max_tasks_per_child,
         "worker_max_memory_per_child": queues.max_memory_per_child_kib,
-        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN_S,
-        "worker_enable_soft_shutdown_on_idle": True,
         # With True a running task was lost when Redis was killed (3 of 3).
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,
@@ -130,12 +127,13 @@ def _queue(name: str) -> Queue:
 
 app = Upkeep("upkeep", set_as_current=True)
 app.add_defaults(lambda: configuration(app.runtime.settings))
-app.steps["worker"].add(Reaper)
+app.steps["worker"].update({Reaper, Stopping})
 
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
     for task in (*refresh_tasks.TASKS, *job_tasks.TASKS, *ledger_tasks.TASKS):
+        task.Request = Request
         app.register_task(task())
 
 

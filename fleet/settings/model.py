@@ -323,6 +323,8 @@ class Queues(_Table):
         default_factory=lambda given: given.get("soft_time_limit", timedelta(hours=1)) + _TIME_TO_CLEAN_UP
     )
     """When its process is killed; default: five minutes after the soft limit."""
+    soft_shutdown: Annotated[timedelta, _between("0s", "1d")] = timedelta(seconds=30)
+    """How long a worker that is told to stop lets run what runs, before it hands it back."""
     result_expires: Annotated[timedelta, _between("1m", "365d")] = timedelta(days=1)
 
     @field_validator("time_limit")

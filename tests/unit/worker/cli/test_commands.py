@@ -85,6 +85,10 @@ def test_the_states_are_the_ledgers() -> None:
         (["history", "--run", "x"], "--run"),
         (["init"], "Missing argument 'URL'"),
         (["run", "upkeep.refresh.all", "--timeout", "-1"], "greater than or equal to 0"),
+        (["schedule", "wait"], "No such command 'wait'"),
+        (["schedule", "pause"], "Missing argument 'ENTRY'"),
+        (["schedule", "resume", "--reason", "why"], "--reason"),
+        (["schedule", "run-now", "kept/daily", "kept/hourly"], "unexpected extra argument"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2_in_both_forms(

@@ -40,6 +40,7 @@ from tasks.performing import (
     perform,
     record_failure,
     record_interruption,
+    tell_lost,
 )
 
 log = structlog.get_logger(__name__)
@@ -269,10 +270,13 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         with ledger.claim(
             connection, run_id, task=self.name, worker=f"{self.request.hostname}/{os.getpid()}"
         ) as run:
-            if run is None or run.final:
-                state = run.state if run else "taken"
-                log.info("run.left_alone", run_id=run_id, state=state)
-                return {"run": run_id, "state": state}, None
+            if run is not None and run.final:
+                # Just now, by this claim: somebody has to look at what kills its workers.
+                tell_lost(run)
+                return {"run": run_id, "state": run.state}, None
+            if run is None:
+                log.info("run.left_alone", run_id=run_id, state="taken")
+                return {"run": run_id, "state": "taken"}, None
             if arguments.run is not None:
                 rename(connection, self._session_name(run.target))
             with structlog.contextvars.bound_contextvars(run_id=run.id, **self._context(run)):

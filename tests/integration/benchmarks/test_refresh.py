@@ -49,8 +49,9 @@ def test_single_parts_print_the_documented_object_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["clock"], "clock is not there yet; there is: refresh"),
+        (["events"], "events is not there yet; there is: refresh, clock"),
         (["refresh", "--only", "overhead,speed"], "refresh has no part speed"),
+        (["clock", "--only", "ticks"], "clock has no part ticks; it has: takeover, idle, lateness"),
         (["nonsense"], "invalid choice: 'nonsense'"),
     ],
 )

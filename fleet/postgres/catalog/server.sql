@@ -2,7 +2,10 @@
 -- Which server is this, on which timeline, what time is it there, and under which settings does this session print and parse?
 SELECT pg_catalog.current_setting('server_version_num')::int AS version_num,
        s.system_identifier::text AS system_identifier,
-       c.timeline_id AS timeline,
+       -- A checkpoint tells the timeline only minutes after a promotion; the log that is written to knows it at once.
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN c.timeline_id
+            ELSE ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int
+        END AS timeline,
        pg_catalog.pg_is_in_recovery() AS in_recovery,
        pg_catalog.current_setting('TimeZone') AS timezone,
        (SELECT pg_catalog.md5(pg_catalog.string_agg(

@@ -21,8 +21,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from fleet import redaction
 from fleet.errors import UpkeepError
 
-# Libraries whose INFO is of no use to an operator: Alembic announces its implementation at every run.
-_QUIET = {"alembic.runtime.plugins": logging.WARNING, "alembic.runtime.migration": logging.WARNING}
+# Libraries whose INFO is of no use to an operator: Alembic announces its implementation at every run. The pool tells
+# each attempt to reach a database that is away; we say it once, with the remedy.
+_QUIET = {
+    "alembic.runtime.plugins": logging.WARNING,
+    "alembic.runtime.migration": logging.WARNING,
+    "psycopg.pool": logging.ERROR,
+}
 # Frames of a traceback that are kept, first and last ones; Celery's own fill dozens.
 _FRAMES = 30
 

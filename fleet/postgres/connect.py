@@ -1,4 +1,4 @@
-"""Direct connections that the server gives up on quickly when their worker dies.
+"""Direct connections to the primary, which the server gives up on quickly when their worker dies.
 
 Without these settings the backend of a SIGKILLed client still held its advisory locks 8 s later; with them
 1.2 s.
@@ -7,18 +7,22 @@ Without these settings the backend of a SIGKILLed client still held its advisory
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import psycopg
+from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from fleet.errors import PermanentError, TransientError
-from fleet.postgres.failures import explain
+from fleet.postgres.addresses import Address, addresses
+from fleet.postgres.failures import explain, is_transient
 
 # PostgreSQL cuts application_name at 63 bytes; the task's name comes first, so the view's is what gets cut.
 MAX_APPLICATION_NAME_BYTES = 63
@@ -27,6 +31,8 @@ CANCEL_TIMEOUT_S = 2.0
 # A session of ours that says nothing for this long belongs to a worker that is gone.
 IDLE_SESSION_TIMEOUT = timedelta(minutes=15)
 POOL_IDLE_S = 300.0
+# The pool's own retries get slower and slower, to minutes; ours go on for as long as somebody wants a connection.
+POOL_RETRY_S = 5.0
 
 _SESSION_SETTINGS = {
     "client_connection_check_interval": "1s",
@@ -53,9 +59,11 @@ def parameters(
     """The caller's connection string, completed with the timeouts that every session of ours carries.
 
     The timeouts go as start-up options, so that RESET ALL returns to them; a transaction pooler refuses them,
-    which is right: session locks break behind one.
+    which is right: session locks break behind one. Of several servers only one that takes writes will do.
     """
     given = conninfo_to_dict(conninfo)
+    if len(addresses(given)) > 1:
+        given.setdefault("target_session_attrs", "read-write")
     settings = _SESSION_SETTINGS | {
         "lock_timeout": f"{int(lock_timeout.total_seconds() * 1000)}ms",
         "statement_timeout": f"{int(statement_timeout.total_seconds() * 1000)}ms",
@@ -80,30 +88,60 @@ def connect(
     autocommit: bool = True,
     lock_timeout: timedelta = timedelta(seconds=5),
     statement_timeout: timedelta = timedelta(minutes=1),
+    to_read: bool = False,
 ) -> psycopg.Connection[Any]:
-    """Open one connection.
+    """Open one connection, to a primary.
+
+    `to_read`: where there is no primary a standby will do.
 
     Raises:
-        TransientError: the server cannot be reached, is starting up, or has no free connection.
+        TransientError: the server cannot be reached, is starting up, is a standby, or has no free connection.
         PermanentError: it refuses us: password, database, pg_hba.conf, a transaction pooler in between.
 
     """
-    completed = parameters(
-        conninfo,
-        application_name=application_name,
-        lock_timeout=lock_timeout,
-        statement_timeout=statement_timeout,
+    completed = conninfo_to_dict(
+        parameters(
+            conninfo,
+            application_name=application_name,
+            lock_timeout=lock_timeout,
+            statement_timeout=statement_timeout,
+        )
     )
     try:
-        connection = psycopg.connect(completed, autocommit=autocommit)
-    except psycopg.Error as exc:
-        raise unreachable(conninfo, exc) from exc
+        connection = _reach(completed, autocommit=autocommit)
+    except TransientError:
+        if not to_read or len(addresses(completed)) == 1:
+            raise
+        connection = _reach(completed | {"target_session_attrs": "any"}, autocommit=autocommit)
     try:
         _configure(connection)
+        if not to_read:
+            refuse_standby(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def is_standby(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server was in recovery when it last spoke to us: it tells so by itself (from 14 on)."""
+    return connection.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+
+def refuse_standby(connection: psycopg.Connection[Any]) -> None:
+    """Stop before any effect where nothing can be written.
+
+    Raises:
+        TransientError: the server is in recovery; one day it may be promoted.
+
+    """
+    if is_standby(connection):
+        info = connection.info
+        raise TransientError(
+            f"{info.host}:{info.port}/{info.dbname} is a standby (in recovery): nothing can be written there",
+            remedy="Upkeep waits until it is promoted. Or point the URL at the primary, "
+            "or list all servers with target_session_attrs=read-write",
+        )
 
 
 class Pools:
@@ -125,6 +163,10 @@ class Pools:
         connection = self._borrow(pool, database, conninfo, application_name)
         try:
             yield connection
+        except errors.ReadOnlySqlTransaction:
+            # It was a primary when we connected. The next connection goes to the one that is.
+            connection.close()
+            raise
         finally:
             pool.putconn(connection)
 
@@ -141,16 +183,20 @@ class Pools:
         application_name: str | None,
     ) -> psycopg.Connection[Any]:
         """A session that answers: its new name is the question, which saves the pool's own check a round trip."""
+        asked = False
         while True:
             try:
-                connection = pool.getconn(timeout=CONNECT_TIMEOUT_S)
+                connection = pool.getconn(timeout=pool.timeout)
             except PoolTimeout as exc:
                 # The pool keeps the reason to its log: ask once more to be able to say it.
                 with connect(conninfo, application_name=application_name or "upkeep"):
                     pass
-                raise TransientError(
-                    f"The database {database!r} gave no connection in {CONNECT_TIMEOUT_S} s"
-                ) from exc
+                if asked:
+                    raise TransientError(
+                        f"The database {database!r} gave no connection in {pool.timeout:.0f} s"
+                    ) from exc
+                asked = True
+                continue
             try:
                 rename(connection, application_name or "upkeep")
             except BaseException as exc:
@@ -167,14 +213,18 @@ class Pools:
         # Keyed by process: a pool inherited through a fork has no threads in the child.
         key = (os.getpid(), database)
         if key not in self._pools:
+            completed = parameters(conninfo, application_name="upkeep", lock_timeout=lock_timeout)
             self._pools[key] = ConnectionPool(
-                parameters(conninfo, application_name="upkeep", lock_timeout=lock_timeout),
+                completed,
                 name=f"upkeep-{database}",
                 min_size=0,
                 max_size=2,
                 max_idle=POOL_IDLE_S,
+                # Each server of several may take its time to say nothing.
+                timeout=CONNECT_TIMEOUT_S * len(addresses(conninfo_to_dict(completed))),
+                reconnect_timeout=POOL_RETRY_S,
                 kwargs={"autocommit": True},
-                configure=_configure,
+                configure=_prepare,
                 reset=_reset,
                 open=True,
             )
@@ -198,13 +248,65 @@ def abandon(connection: psycopg.Connection[Any]) -> None:
     connection.close()
 
 
-def unreachable(conninfo: str, exc: psycopg.Error) -> PermanentError | TransientError:
-    """Say which server refused us and what to do about it, without its password."""
-    given = conninfo_to_dict(conninfo)
-    where = (
-        f"{given.get('host') or 'the local socket'}:{given.get('port') or 5432}/{given.get('dbname') or ''}"
+def unreachable(
+    database: str, failures: Sequence[tuple[Address, psycopg.Error]]
+) -> PermanentError | TransientError:
+    """Say which servers refused us and what to do about it, without a password.
+
+    Of several, one whose refusal may pass is enough to try again.
+    """
+    (first, exc), *others = failures
+    if not others:
+        return explain(exc, doing=f"Connecting to {first}/{database}")
+    said = [_short(exc) for _, exc in failures]
+    message = f"Connecting to {database} failed on each of its servers: " + "; ".join(
+        f"{address}: {what}" for (address, _), what in zip(failures, said, strict=True)
     )
-    return explain(exc, doing=f"Connecting to {where}")
+    passing = [exc for _, exc in failures if is_transient(exc)]
+    if not passing:
+        return PermanentError(message, remedy=explain(exc, doing="").remedy)
+    if NO_WRITES in said:
+        remedy = "None of them is a primary that can be reached: promote one, or bring the primary back"
+    else:
+        remedy = "Is one of them up and reachable?"
+    return TransientError(message, remedy=f"{remedy}; Upkeep tries again by itself")
+
+
+NO_WRITES = "it takes no writes (a standby, or read-only)"
+
+
+def _short(exc: psycopg.Error) -> str:
+    """What libpq says of one server of several, whose name is known already."""
+    said = exc.diag.message_primary or " ".join(str(exc).split()).removeprefix("connection failed: ")
+    said = re.sub(r"^connection to server (at|on) .*? failed: ", "", said)
+    if "read-only" in said or "hot standby" in said:
+        return NO_WRITES
+    return said.partition(" Is the server running")[0].removeprefix("FATAL: ").strip() or type(exc).__name__
+
+
+def _reach(completed: Mapping[str, Any], *, autocommit: bool) -> psycopg.Connection[Any]:
+    """Connect to the first server that will do, one after the other, so that each failure is known as its own."""
+    several = list(addresses(completed))
+    if completed.get("load_balance_hosts") == "random":
+        random.shuffle(several)
+    failures: list[tuple[Address, psycopg.Error]] = []
+    for each in several:
+        one = each.parameters if len(several) > 1 else {}
+        try:
+            return psycopg.connect(make_conninfo(**{**completed, **one}), autocommit=autocommit)
+        except psycopg.Error as exc:
+            failures.append((each, exc))
+    raise unreachable(str(completed.get("dbname") or ""), failures) from failures[-1][1]
+
+
+def _prepare(connection: psycopg.Connection[Any]) -> None:
+    # A pool only forgets a connection that its configuration refuses.
+    try:
+        _configure(connection)
+        refuse_standby(connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:

@@ -42,7 +42,7 @@ _REMEDIES = {
     "53100": "The disk is full: make room; Upkeep tries again by itself",
     "53300": "The server has no free connection: raise max_connections or lower the fleet's concurrency",
     "25006": "The server is read-only: point the URL at the primary, or name all hosts "
-    "with target_session_attrs=read-write",
+    "with target_session_attrs=read-write; Upkeep tries again by itself",
     "08P01": "If a transaction pooler is in between, point the URL at PostgreSQL itself: "
     "session locks break behind one",
 }

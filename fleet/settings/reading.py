@@ -262,8 +262,8 @@ class Reader:
                 "a password does not belong in the file",
                 f"Set the variable {variable} to the whole URL, or keep the password in ~/.pgpass",
             )
-        other = self._places.setdefault(urls.place(parameters), name)
-        if other != name:
+        others = {self._places.setdefault(place, name) for place in urls.places(parameters)} - {name}
+        for other in sorted(others):
             self._found.warn(
                 key,
                 Rendered(urls.shown(parameters)),

@@ -12,10 +12,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from fleet.errors import ConfigurationError
+from fleet.postgres.addresses import addresses
 
 # Connection parameters that are secrets themselves.
 _SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _EXAMPLE = 'Write "postgresql://user@host:5432/dbname" or "host=... dbname=... user=..."'
+# Which of several servers will do. The fleet writes; "any" is for one server, or an address that moves.
+_SESSION_ATTRS = ("read-write", "primary", "any")
 
 
 def postgres(url: str) -> dict[str, str]:
@@ -42,6 +45,15 @@ def postgres(url: str) -> dict[str, str]:
     for port in parameters.get("port", "").split(","):
         if port and not (port.isdecimal() and 0 < int(port) < 65_536):
             raise ConfigurationError("its port is not a number from 1 to 65535", remedy=_EXAMPLE)
+    try:
+        addresses(parameters)
+    except ValueError as exc:
+        raise ConfigurationError(str(exc), remedy="Give one port for all hosts, or one for each") from None
+    if parameters.get("target_session_attrs", "any") not in _SESSION_ATTRS:
+        raise ConfigurationError(
+            "its target_session_attrs leads away from the primary, and the fleet writes",
+            remedy="Use target_session_attrs=read-write",
+        )
     return parameters
 
 
@@ -50,10 +62,12 @@ def has_secret(parameters: dict[str, str]) -> bool:
     return any(parameters.get(key) for key in _SECRETS)
 
 
-def place(parameters: dict[str, str]) -> tuple[str, str, str]:
-    """Host, port and database: what makes two connection strings mean the same database."""
-    host = parameters.get("hostaddr") or parameters.get("host") or "localhost"
-    return host, parameters.get("port") or "5432", parameters.get("dbname") or parameters.get("user") or ""
+def places(parameters: dict[str, str]) -> frozenset[tuple[str, str, str]]:
+    """Hosts, ports and database: two connection strings that share one of these mean the same database."""
+    database = parameters.get("dbname") or parameters.get("user") or ""
+    return frozenset(
+        (each.hostaddr or each.host or "localhost", each.port, database) for each in addresses(parameters)
+    )
 
 
 def shown(parameters: dict[str, str]) -> str:

@@ -56,7 +56,7 @@ def head() -> str:
 
 def current(conninfo: str) -> str | None:
     """The revision installed in a database; None where Upkeep is not installed."""
-    with connect(conninfo, application_name="upkeep/migrate") as connection:
+    with connect(conninfo, application_name="upkeep/migrate", to_read=True) as connection:
         return _installed(connection)
 
 
@@ -65,7 +65,7 @@ def migrate(conninfo: str) -> Migration:
 
     Raises:
         PermanentError: no privilege to create the schema, or the database was migrated by a newer Upkeep.
-        TransientError: somebody else is migrating, or the server cannot be reached.
+        TransientError: somebody else is migrating, or the server cannot be reached or is a standby.
     """
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",

@@ -15,7 +15,9 @@ from typing import Any
 from psycopg import sql
 
 from fleet.errors import UpkeepError
+from fleet.postgres.addresses import Address
 from fleet.postgres.catalog.definition import Definition
+from fleet.postgres.catalog.server import Server
 from fleet.postgres.catalog.views import MaterializedView
 from tasks.refresh.strategy import PLAIN_LIMIT
 
@@ -168,6 +170,36 @@ def judge_recovery(database: str, in_recovery: bool) -> Finding:
         "It is a standby: nothing can be refreshed there",
         "Point the URL at the primary, or name all hosts and add target_session_attrs=read-write",
     )
+
+
+def judge_members(database: str, found: Mapping[Address, Server | UpkeepError]) -> Iterator[Finding]:
+    """Judge the servers that one URL names: each must be there before it is needed, and one be the primary."""
+    servers = {address: each for address, each in found.items() if isinstance(each, Server)}
+    primaries = [address for address, each in servers.items() if not each.in_recovery]
+    for address, each in found.items():
+        member = About(database, str(address))
+        if isinstance(each, UpkeepError):
+            yield member.warning(
+                f"It cannot be asked, so a failover to it would not be noticed: {each.message}", each.remedy
+            )
+        elif {each.system_identifier} != {other.system_identifier for other in servers.values()}:
+            yield member.error(
+                f"It is of another cluster (system identifier {each.system_identifier}) than the others",
+                "Take it out of the URL",
+            )
+        elif address in primaries and len(primaries) > 1:
+            yield member.error(
+                f"It takes writes on timeline {each.timeline}, and so does another server of the URL",
+                "Stop the one that was the primary before; what it has taken since is lost to the other",
+            )
+        else:
+            kind = "primary" if address in primaries else "standby"
+            yield member.ok(f"It is a {kind}, on timeline {each.timeline}")
+    if servers and not primaries:
+        yield About(database, "server").error(
+            "None of the servers of the URL is a primary: nothing can be refreshed",
+            "Promote one; Upkeep goes on by itself",
+        )
 
 
 def judge_clock(database: str | None, skew: Skew) -> Finding:

@@ -16,6 +16,7 @@ from fleet.errors import PermanentError, UpkeepError
 from fleet.names import RelationName
 from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
+from fleet.postgres.connect import is_standby
 from fleet.postgres.failures import is_transient
 from fleet.settings import Database, Job, Problem, Report, Settings
 from schedules.entries import entries
@@ -25,7 +26,7 @@ from tasks.jobs.statement import parse
 from tasks.refresh.view import missing
 from worker.app import app
 from worker.cli import output
-from worker.cli.options import connection
+from worker.cli.options import ON_A_STANDBY, connection
 from worker.doctor import Level, in_the_way
 
 
@@ -45,6 +46,7 @@ class Catalogue:
     views: Mapping[RelationName, MaterializedView]
     reads: Mapping[RelationName, frozenset[RelationName]]
     absent: Mapping[RelationName, PermanentError]
+    standby: bool = False
 
 
 def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
@@ -91,6 +93,7 @@ def read_catalogue(conn: psycopg.Connection[Any], database: Database) -> Catalog
             if oid in found
         },
         absent={name: missing(conn, name) for name in database.views if name not in by_name},
+        standby=is_standby(conn),
     )
 
 
@@ -100,6 +103,9 @@ def judge(database: Database, catalogue: Catalogue) -> list[Judged]:
         Judged(level=Level.ERROR, problem=Problem(_key(database, name), "", error.message, error.remedy))
         for name, error in sorted(catalogue.absent.items())
     ]
+    if catalogue.standby:
+        problem = Problem(f"databases.{database.name}", "", *ON_A_STANDBY)
+        judged.append(Judged(level=Level.WARNING, problem=problem))
     for name, view in sorted(catalogue.views.items()):
         judged += [
             Judged(level=level, problem=Problem(_key(database, name), "", message, remedy))

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import redis
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rich.text import Text
@@ -22,6 +23,7 @@ from rich.text import Text
 from fleet import redaction
 from fleet.errors import UpkeepError
 from fleet.postgres import migrations
+from fleet.postgres.addresses import Address, addresses
 from fleet.postgres.catalog.definition import Definition, read_definitions
 from fleet.postgres.catalog.server import Server, read_server
 from fleet.postgres.catalog.views import read_views
@@ -64,7 +66,7 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
     name = database.name
     conninfo = database.url.get_secret_value()
     try:
-        connection = connect(conninfo, application_name="upkeep/doctor")
+        connection = connect(conninfo, application_name="upkeep/doctor", to_read=True)
     except UpkeepError as exc:
         if "unsupported startup parameter" in exc.message:
             return [judging.judge_pooler(name, "it refuses start-up options")]
@@ -82,6 +84,7 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
         connection.execute("SET default_transaction_read_only = on")
         findings += _asked(name, "clock", lambda: _clocks(name, connection, settings))
         findings += _asked(name, "server", lambda: _server(name, read_server(connection)))
+        findings += judging.judge_members(name, _members(conninfo))
         findings += _asked(name, "server", lambda: _standing(name, connection, settings))
         if name == settings.fleet.home:
             findings += _asked(name, "scheduler", lambda: _scheduler(name, connection, settings))
@@ -135,6 +138,23 @@ def _asked(database: str, object_: str, ask: Callable[[], Iterable[Finding]]) ->
 def _server(database: str, server: Server) -> Iterator[Finding]:
     yield judging.judge_version(database, server.version_num)
     yield judging.judge_recovery(database, server.in_recovery)
+
+
+def _members(conninfo: str) -> dict[Address, Server | UpkeepError]:
+    """Each of the servers that the URL names, where it names several."""
+    given: dict[str, Any] = conninfo_to_dict(conninfo)
+    found: dict[Address, Server | UpkeepError] = {}
+    several = addresses(given)
+    for each in several if len(several) > 1 else ():
+        alone = make_conninfo(**{**given, **each.parameters, "target_session_attrs": "any"})
+        try:
+            with connect(alone, application_name="upkeep/doctor", to_read=True) as connection:
+                found[each] = read_server(connection)
+        except UpkeepError as exc:
+            found[each] = exc
+        except psycopg.Error as exc:
+            found[each] = explain(exc, doing=f"Asking {each}")
+    return found
 
 
 def _facts(connection: psycopg.Connection[Any]) -> Facts:
@@ -235,7 +255,7 @@ def _show(findings: list[Finding], databases: list[str], *, everything: bool) ->
 def _pooler(connection: psycopg.Connection[Any], conninfo: str) -> str | None:
     """Why there must be a pooler; a second session inside a transaction keeps its backend to itself."""
     mine = [_pid(connection)]
-    with connect(conninfo, application_name="upkeep/doctor", autocommit=False) as another:
+    with connect(conninfo, application_name="upkeep/doctor", autocommit=False, to_read=True) as another:
         other = _pid(another)
         if other not in mine:
             mine += [_pid(connection) for _ in range(POOLER_ROUNDS)]

@@ -15,12 +15,13 @@ from celery import Celery
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from fleet import ledger
-from fleet.errors import TransientError, UpkeepError
+from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import Run, State
-from fleet.postgres.connect import connect
+from fleet.postgres.connect import connect, is_standby
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import Database, Settings
 from worker.cli import output, runs
+from worker.cli.options import ON_A_STANDBY
 
 POLL_S = 0.2
 # A worker with a free place takes a message in milliseconds.
@@ -67,12 +68,16 @@ class Watch:
         self._task_id = task_id
         self._producer = producer
         self._open: dict[str, psycopg.Connection[Any]] = {}
-        self._run_id: int | None = None
+        self._run: Run | None = None
+        self._gone: Run | None = None
         self._where = database
+        self.waits_for_a_primary = False
 
     def __enter__(self) -> Self:
         try:
-            refuse_unless_current(self._connection(self._where), self._where.name)
+            connection = self._connection(self._where)
+            refuse_unless_current(connection, self._where.name)
+            self.waits_for_a_primary = is_standby(connection)
         except BaseException:
             self.close()
             raise
@@ -91,6 +96,7 @@ class Watch:
 
         Raises:
             TransientError: the ledger cannot be read at the moment.
+            PermanentError: the run is gone, and nobody will make it again.
 
         """
         try:
@@ -103,22 +109,42 @@ class Watch:
             raise TransientError(f"The ledger cannot be read: {' '.join(str(exc).split())}") from exc
 
     def _find(self) -> Run | None:
-        if self._run_id is not None:
-            return ledger.get(self._connection(self._where), self._run_id)
+        if self._run is not None:
+            connection = self._connection(self._where)
+            run = ledger.get(connection, self._run.id)
+            if run is not None and run.created_at == self._run.created_at:
+                return run
+            if is_standby(connection):  # it may be behind
+                return self._run
+            self._gone, self._run = self._run, None
+        self._run = self._search()
+        if self._run is None and self._gone is not None and self._acknowledged():
+            raise PermanentError(
+                f"Run {self._gone.id} of {self._gone.target} is gone: the database failed over to a server that "
+                "had not got it",
+                remedy="After a failover every managed view is refreshed once by itself; `upkeep status` shows it",
+            )
+        return self._run
+
+    def _search(self) -> Run | None:
         for database in self._databases:
             try:
                 run = ledger.get_request(self._connection(database), self._task_id)
             except psycopg.errors.UndefinedTable:
                 continue  # a home that is not migrated keeps no rejections
             if run is not None:
-                self._where, self._run_id = database, run.id
+                self._where = database
                 return run
         # A tick that was there already has the row of the first request: only the answer names it.
-        answered = self._answered()
-        if answered is not None:
-            self._run_id = answered
-            return ledger.get(self._connection(self._where), answered)
-        return None
+        answered = self._answered() if self._gone is None else None
+        return None if answered is None else ledger.get(self._connection(self._where), answered)
+
+    def _acknowledged(self) -> bool:
+        """Whether a worker is done with the message; one that was interrupted gives it back."""
+        try:
+            return bool(self._producer.AsyncResult(self._task_id).ready())
+        except (redis.RedisError, OSError):
+            return False
 
     def _answered(self) -> int | None:
         try:
@@ -131,7 +157,7 @@ class Watch:
     def _connection(self, database: Database) -> psycopg.Connection[Any]:
         if database.name not in self._open:
             self._open[database.name] = connect(
-                database.url.get_secret_value(), application_name="upkeep/cli"
+                database.url.get_secret_value(), application_name="upkeep/cli", to_read=True
             )
         return self._open[database.name]
 
@@ -151,6 +177,8 @@ def follow(watch: Watch, queue: str, *, timeout_s: float | None) -> Outcome:
     began = time.monotonic()
     snapshot, said_alone, said_away = Snapshot(), False, False
     with _display() as display:
+        if watch.waits_for_a_primary:
+            display.say(f"{ON_A_STANDBY[0]}; the request waits until then")
         while True:
             try:
                 snapshot = watch.look()

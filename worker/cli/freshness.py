@@ -16,6 +16,7 @@ from rich.text import Text
 from fleet import ledger
 from fleet.errors import UpkeepError
 from fleet.ledger import Run, State
+from fleet.postgres.connect import is_standby
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.postgres.queries import load
 from fleet.settings import Database, Tier
@@ -56,6 +57,7 @@ class DatabaseStatus:
     clock: datetime
     views: tuple[ViewStatus, ...] = ()
     open_runs: tuple[dict[str, Any], ...] = ()
+    standby: bool = False
     error: UpkeepError | None = None
     pauses_error: UpkeepError | None = None
     """Why it is not known what is paused: that is in the home database."""
@@ -98,6 +100,7 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
             for run in ledger.history(connection, task=REFRESH_VIEW, state=state, limit=MOST_OPEN)
         }
         open_runs = ledger.open_runs(connection)
+        standby = is_standby(connection)
     declared = {str(view.name): view.tier for view in database.views.values()}
     tiers = declared | {view: row["tier"] for view, row in fresh.items() if view not in declared}
     views = []
@@ -119,7 +122,9 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
             )
         )
     views.sort(key=lambda v: (v.next_slot or clock, v.tier_name, v.view))
-    return DatabaseStatus(name=database.name, clock=clock, views=tuple(views), open_runs=tuple(open_runs))
+    return DatabaseStatus(
+        name=database.name, clock=clock, views=tuple(views), open_runs=tuple(open_runs), standby=standby
+    )
 
 
 def late(tier: Tier, last_updated: datetime, now: datetime) -> bool:
@@ -130,6 +135,8 @@ def late(tier: Tier, last_updated: datetime, now: datetime) -> bool:
 
 def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
     """Level, message and remedy of what somebody should look at."""
+    if found.standby:
+        yield "warning", *options.ON_A_STANDBY
     if found.pauses_error is not None:
         error = found.pauses_error
         yield "warning", f"whether tiers are paused is not known: {error.message}", error.remedy

@@ -45,6 +45,13 @@ DatabaseOption = Annotated[
 ]
 
 
+# What every command that only reads says of such a server: message and remedy.
+ON_A_STANDBY = (
+    "The server is a standby (in recovery): nothing is done here until it is promoted",
+    "Point the URL at the primary, or list all servers with target_session_attrs=read-write",
+)
+
+
 class UsageMistakeError(UpkeepError):
     """The command line asks for something that is not there: exit code 2, as for a wrong option."""
 
@@ -94,7 +101,7 @@ def connection(
 ) -> Iterator[psycopg.Connection[Any]]:
     """A direct connection for the length of the block, in autocommit.
 
-    `read_only`: the server refuses every write of this session, whatever we send.
+    `read_only`: the server refuses every write of this session, whatever we send; it may be a standby.
 
     Raises:
         UpkeepError: the server cannot be reached or refuses a statement; it says what we were doing.
@@ -107,7 +114,10 @@ def connection(
 
     try:
         with connect(
-            database.url.get_secret_value(), application_name="upkeep/cli", lock_timeout=database.lock_timeout
+            database.url.get_secret_value(),
+            application_name="upkeep/cli",
+            lock_timeout=database.lock_timeout,
+            to_read=read_only,
         ) as opened:
             if read_only:
                 opened.execute("SET default_transaction_read_only = on")

@@ -30,6 +30,7 @@ class Plan:
     clock: datetime | None = None
     lines: tuple[Planned, ...] = ()
     absent: tuple[PermanentError, ...] = ()
+    standby: bool = False
     error: UpkeepError | None = None
 
     @property
@@ -105,7 +106,13 @@ def _plan(database: Database, names: Iterable[RelationName], demand: Demand) -> 
         )
     lines = plan(subjects, targets, server=server, readings=readings, as_of=as_of, demand=demand)
     gone = tuple(error for name, error in sorted(absent.items()) if name in names)
-    return Plan(database=database, clock=server.clock, lines=tuple(lines), absent=gone)
+    return Plan(
+        database=database,
+        clock=server.clock,
+        lines=tuple(lines),
+        absent=gone,
+        standby=server.in_recovery,
+    )
 
 
 def _document(made: Plan) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def _document(made: Plan) -> dict[str, Any]:
     return {
         "database": made.database.name,
         "clock": made.clock,
+        "standby": made.standby,
         "plan": [
             {
                 "view": str(line.view),
@@ -158,6 +166,7 @@ def _show(plans: list[Plan]) -> None:
                 ("error", line.reason, line.remedy or "") for line in made.lines if line.action == "refuse"
             ]
             said += [("warning", f"{line.view} {line.warning}", "") for line in made.lines if line.warning]
+            said += [("warning", *options.ON_A_STANDBY)] if made.standby else []
             if said:
                 out.print()
                 out.print(output.listing(said))

@@ -49,7 +49,7 @@ def init(url: str, *, name: str | None, probe: bool, output_file: Path | None, a
 
 def _describe(url: str, parameters: dict[str, str], *, name: str | None, probe: bool) -> Described:
     try:
-        connection = connect(url, application_name="upkeep/init")
+        connection = connect(url, application_name="upkeep/init", to_read=True)
     except TransientError as exc:
         raise UpkeepError(exc.message, remedy="Is the server up and reachable from here?") from exc
     with connection:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -90,6 +90,8 @@ class Runtime:
 
     settings: Settings
     pools: Pools
+    # Of which requests this process has said that they wait, by database, until that has answered again.
+    said_to_wait: dict[str, set[str]] = field(default_factory=dict)
 
     @contextmanager
     def connection(self, database: Database, *, name: str | None) -> Iterator[psycopg.Connection[Any]]:
@@ -225,6 +227,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 name = None if arguments.run is not None else self._session_name(target)
                 with self.runtime.connection(database, name=name) as connection:
                     summary, failure = self._claim(connection, arguments, database)
+                self.runtime.said_to_wait.pop(database.name, None)
             except (errors.UndefinedTable, errors.InvalidSchemaName) as exc:
                 raise PermanentError(
                     f"The database {database.name!r} has no ledger", remedy="Run `upkeep migrate` once"
@@ -236,7 +239,15 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                 # Its row is safe; the reaper rings again when the database is back.
                 log.warning("run.database_unreachable", run_id=arguments.run, error=exc.message)
                 return {"run": arguments.run, "state": "unknown", "reason": exc.message}
-            log.warning("request.database_unreachable", error=exc.message, next_try_s=UNREACHABLE_PAUSE_S)
+            told = self.runtime.said_to_wait.setdefault(database.name, set())
+            if self.request.id not in told:
+                log.warning(
+                    "request.database_unreachable",
+                    error=exc.message,
+                    remedy=exc.remedy,
+                    next_try_s=UNREACHABLE_PAUSE_S,
+                )
+            told.add(self.request.id)
             time.sleep(UNREACHABLE_PAUSE_S)
             raise Reject(exc.message, requeue=True) from exc
         except PermanentError as exc:
@@ -333,6 +344,12 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
         with self.runtime.connection(database, name="upkeep/record") as fresh:
             if locks.acquire_within(fresh, locks.run_key(run.id), timeout_s=TAKE_BACK_S):
                 known = ledger.get(fresh, run.id)
+                if known is None or known.created_at != run.created_at:
+                    # Another server answers, which had not got it; by its number it has another one, or none yet.
+                    raise TransientError(
+                        f"Run {run.id} of {run.target} is gone with the server that had it",
+                        remedy="A request is made again, whatever else was lost is refreshed after the promotion",
+                    )
                 # Fewer attempts than ours: a crash of the server has forgotten our claim, nobody has taken over.
                 if known is not None and known.attempt <= run.attempt:
                     if not known.final:

@@ -144,8 +144,9 @@ def _logs(loglevel: int | str | None = None, **_: Any) -> None:
         return
     logs.configure("INFO")
     # Celery's own lines about a task carry neither the run nor the view, and say nothing that ours do not.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # A request that goes round while its database is away would be a warning with its frames every two seconds.
+    for name, least in (("celery.worker.strategy", logging.WARNING), ("celery.app.trace", logging.ERROR)):
+        logging.getLogger(name).setLevel(least)
 
 
 @cache  # a pool child, which has no command line any more, asks its parent's answer

@@ -18,10 +18,12 @@ from redis import RedisError
 
 from fleet import ledger, settings
 from fleet.errors import UpkeepError
+from fleet.postgres.catalog.server import read_server
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
 from schedules.bell import ring
 from tasks.base import Runtime
+from tasks.refresh.promotion import REFRESH_ALL, refresh_what_is_of_another_timeline
 from tasks.refresh.view import manage
 
 log = structlog.get_logger(__name__)
@@ -100,6 +102,7 @@ class Watch:
             self._connection = connection
             refuse_unless_current(connection, self._database.name)
             manage(connection, self._database)
+            self._look_for_a_promotion(connection)
         for run in ledger.miss_expired(self._connection):
             log.error(
                 "run.missed", database=self._database.name, run_id=run.id, task=run.task, target=run.target,
@@ -109,6 +112,13 @@ class Watch:
         if due:
             rung = ring(self._app, self._database.name, ((run.id, run.task, run.queue) for run in due))
             log.info("reaper.rang", database=self._database.name, runs=[run.id for run in due], rung=rung)
+
+    def _look_for_a_promotion(self, connection: psycopg.Connection[Any]) -> None:
+        """A promotion breaks every session: only a new one can find another timeline."""
+        run_id = refresh_what_is_of_another_timeline(connection, self._database, read_server(connection))
+        if run_id is not None:
+            # It may be new, or a refresh's, which rings no bells; or it has been rung for, which does no harm.
+            ring(self._app, self._database.name, [(run_id, REFRESH_ALL, "refresh")])
 
     def _busy_queues(self) -> list[str]:
         """The queues in which the broker holds messages; none of which is known while it does not answer."""

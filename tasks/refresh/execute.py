@@ -30,7 +30,8 @@ from fleet.postgres.queries import load
 from tasks.interruption import uninterrupted
 from tasks.performing import Done, Outcome, Skip, Wait, perform, tell_lost
 from tasks.refresh import view as views
-from tasks.refresh.plan import Demand, Need, depends, differs, satisfied, upstream_needs
+from tasks.refresh.plan import Demand, Need, depends, differs, of_another_timeline, satisfied, upstream_needs
+from tasks.refresh.promotion import refresh_what_is_of_another_timeline
 from tasks.refresh.readings import take_readings
 from tasks.refresh.strategy import PLAIN_LIMIT, How, Strategy, choose, too_slow
 from tasks.refresh.view import SourceReading, Subject
@@ -73,6 +74,8 @@ class Refresher:
         server = read_server(self.connection)
         if server.in_recovery:
             return Wait(reason="the server is a standby: waiting for a primary", wait=timedelta(seconds=30))
+        if of_another_timeline(subjects[name], server):
+            refresh_what_is_of_another_timeline(self.connection, self.database, server)
         if satisfied(subjects[name], server, as_of=as_of, demand=demand):
             return Skip(reason="already fresh")
         stale: list[str] = []

@@ -112,6 +112,15 @@ def recorded(subject: Subject, server: Server) -> str | None:
     return next((reason for failed, reason in checks if failed), None)
 
 
+def of_another_timeline(subject: Subject, server: Server) -> bool:
+    """Whether the view was last refreshed before a promotion or a restore."""
+    state = subject.state
+    return state.snapshot_at is not None and (state.system_identifier, state.timeline) != (
+        server.system_identifier,
+        server.timeline,
+    )
+
+
 def fresh_as_of(subject: Subject, server: Server, demand: Demand) -> datetime | None:
     """The moment that the view is known not to be older than, for this demand."""
     if recorded(subject, server) is not None:

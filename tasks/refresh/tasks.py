@@ -17,17 +17,15 @@ from schedules.slots import interval, latest_slot
 from tasks.base import Arguments, Delivery, LedgeredTask
 from tasks.performing import Done, Outcome, Skip
 from tasks.refresh.execute import REFRESH_VIEW, Refresher
+from tasks.refresh.promotion import FAN_OUT_ATTEMPTS, REFRESH_ALL
 from tasks.refresh.verify import Verified, verify
 from tasks.refresh.view import record_verified
 
 log = structlog.get_logger(__name__)
 
 REFRESH_TIER = "upkeep.refresh.tier"
-REFRESH_ALL = "upkeep.refresh.all"
 # A tick that comes from a scheduler whose clock is ahead of ours belongs to the slot that it was sent for.
 CLOCK_TOLERANCE = timedelta(seconds=30)
-# With a single one, a worker that dies while it fans out would take the tick with it.
-FAN_OUT_ATTEMPTS = 4
 
 
 class ViewArguments(Arguments):

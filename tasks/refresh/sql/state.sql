@@ -4,6 +4,15 @@ SELECT view, tier, relation, definition_hash, system_identifier, timeline, snaps
        duration, plain_duration, rows_changed, row_estimate, reading, upstream_stale
   FROM upkeep.view_state;
 
+-- name: timelines
+-- Was a managed view last refreshed on another timeline, or in another cluster, than this? Which cluster that was.
+SELECT s.system_identifier
+  FROM upkeep.view_state s
+ WHERE s.tier IS NOT NULL AND s.snapshot_at IS NOT NULL
+   AND (s.system_identifier, s.timeline) IS DISTINCT FROM (:system_identifier::text, :timeline::bigint)
+ ORDER BY s.system_identifier = :system_identifier DESC
+ LIMIT 1;
+
 -- name: manage!
 -- Makes the declared views known, with their tiers; what is declared no longer stays as history without a tier.
 WITH declared AS (

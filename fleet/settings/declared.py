@@ -27,6 +27,7 @@ class Declared:
         self._found = found
         self._databases = databases
         self._queues = queues
+        self.databases_with_work: set[str] = set()
 
     def jobs(self, tables: Table) -> dict[str, Job]:
         """`[jobs.NAME]`, by name."""
@@ -65,14 +66,17 @@ class Declared:
         """The database that a table names, or the only one."""
         here, name = (*key, "database"), table.get("database")
         if name is None and len(self._databases) == 1:
-            return self._databases[0]
+            name = self._databases[0]
         if name is None and self._databases:
             message = "with several databases, it must say which"
             self._found.error(here, None, message, closest("", self._databases))
         elif self._databases and name not in self._databases:
             remedy = closest(str(name), self._databases)
             self._found.error(here, name, "it is not a database of this file", remedy)
-        return name if isinstance(name, str) else ""
+        if not isinstance(name, str):
+            return ""
+        self.databases_with_work.add(name)
+        return name
 
     def _judge(self, job: Job, table: Table, key: Key) -> None:
         check_timeout(

@@ -66,8 +66,7 @@ class Reader:
         jobs = work.jobs(self._found.table(document.get("jobs", {}), ("jobs",)))
         schedule = work.schedule(self._found.table(document.get("schedule", {}), ("schedule",)))
         self._warn_unused(own_tiers, declared)
-        with_work = {job.database for job in jobs.values()} | {e.database for e in schedule.values()}
-        self._warn_idle(declared, with_work)
+        self._warn_idle(declared, work.databases_with_work)
         settings = None
         if not self._found.errors and fleet is not None and queues is not None:
             kept = {database.name: database for database in databases if database is not None}

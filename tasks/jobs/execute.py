@@ -125,7 +125,7 @@ class Runner:
                     f"Somebody has ended run {run.id} meanwhile: its next batch was rolled back"
                 )
         if step is Next.GIVE_WAY:
-            reason = f"{tally.rows} rows in {tally.batches} batches so far; others have their turn"
+            reason = f"{tally} so far; others have their turn"
             return Wait(reason=reason, wait=timedelta()), tally
         return None, tally
 

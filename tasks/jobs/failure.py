@@ -35,7 +35,7 @@ def failed(
     explained = explain(exc, doing=f"The job {job.name}") if isinstance(exc, psycopg.Error) else exc
     message = explained.message
     if tally.batches:
-        message += f"; {tally.batches} batches ({tally.rows} rows) before it are committed and stay"
+        message += f"; before that {tally} were committed, and stay"
     return type(explained)(message, remedy=_remedy(exc, explained, job=job, lock_timeout=lock_timeout))
 
 

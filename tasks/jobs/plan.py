@@ -30,6 +30,10 @@ class Tally:
     rows: int = 0
     duration: timedelta = timedelta()
 
+    def __str__(self) -> str:
+        batches = "1 batch" if self.batches == 1 else f"{self.batches:,} batches"
+        return f"{self.rows:,} {'row' if self.rows == 1 else 'rows'} in {batches}"
+
     @classmethod
     def of(cls, kept: Mapping[str, Any] | None) -> Tally:
         """What an earlier attempt left in the ledger, if there was one."""
@@ -132,7 +136,7 @@ def progress(tally: Tally) -> dict[str, Any]:
     """Where a run is, for whoever watches."""
     return {
         "phase": f"batch {tally.batches + 1}",
-        "reason": f"{tally.rows} rows in {tally.batches} batches so far",
+        "reason": f"{tally} so far",
         "batches": tally.batches,
         "rows": tally.rows,
     }

@@ -163,7 +163,7 @@ def test_a_session_lost_between_two_batches(upkeep: Fleet, worker: Process, kept
     assert_each_row_once(kept, pid, 2 * AT_A_TIME)
     (said,) = worker.lines(event="job.run.retrying", task_id=task_id)
     assert said["error"]["kind"] == "transient"
-    assert "2 batches (20 rows) before it are committed and stay" in said["error"]["message"]
+    assert "before that 20 rows in 2 batches were committed, and stay" in said["error"]["message"]
 
 
 def test_a_session_lost_inside_a_batch(upkeep: Fleet, worker: Process, kept: Kept) -> None:

@@ -154,7 +154,7 @@ class TestUntilZero:
         declared = job(BATCHES, repeat_until_zero=True)
         first = system.run(declared, stay=timedelta())
         assert first.state == State.WAITING
-        assert first.reason == "10 rows in 1 batches so far; others have their turn"
+        assert first.reason == "10 rows in 1 batch so far; others have their turn"
         assert (first.attempt, first.error) == (0, None)
         assert only_numbers(first.result) == {"batches": 1, "rows": 10}
         assert system.done() == {0: 15, 1: 10}
@@ -360,7 +360,7 @@ class TestFailures:
         assert run.state == State.FAILED
         assert run.error is not None
         assert run.error["sqlstate"] == "23514"
-        assert "2 batches (20 rows) before it are committed and stay" in run.error["message"]
+        assert "before that 20 rows in 2 batches were committed, and stay" in run.error["message"]
         assert system.done() == {0: 5, 1: 20}
         system.connection.execute("ALTER TABLE public.todo DROP CONSTRAINT todo_check")
         again = system.run(declared)

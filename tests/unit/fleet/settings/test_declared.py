@@ -188,6 +188,8 @@ class TestJobs:
     def test_a_database_that_has_only_jobs_is_not_idle(self, checked: Check) -> None:
         assert checked("[databases.lending]\n" + JOB).warnings == ()
         assert checked("[databases.lending]\n" + ENTRY).warnings == ()
+        # Nor is one whose job has a mistake.
+        assert checked("[databases.lending]\n" + JOB + "cron = 5").warnings == ()
 
 
 class TestSchedule:

@@ -52,4 +52,4 @@ def test_what_is_no_error_of_the_server_keeps_its_words() -> None:
 
 def test_committed_batches_are_told() -> None:
     error = explained(errors.DivisionByZero("x"), Tally(batches=3, rows=2500))
-    assert error.message.endswith("; 3 batches (2500 rows) before it are committed and stay")
+    assert error.message.endswith("; before that 2,500 rows in 3 batches were committed, and stay")

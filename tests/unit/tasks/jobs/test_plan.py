@@ -153,7 +153,7 @@ class TestTally:
     def test_progress_says_where_it_is(self) -> None:
         assert plan.progress(Tally(batches=2, rows=2000)) == {
             "phase": "batch 3",
-            "reason": "2000 rows in 2 batches so far",
+            "reason": "2,000 rows in 2 batches so far",
             "batches": 2,
             "rows": 2000,
         }

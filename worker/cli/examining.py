@@ -189,6 +189,8 @@ def _clocks(database: str, connection: psycopg.Connection[Any], settings: Settin
 
 
 def _scheduler(database: str, connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
+    if read_server(connection).in_recovery:
+        return  # told with the server; whoever leads has its lock on the primary
     yield judging.judge_leader(database, state.leader(connection), entries=len(entries(settings)))
     try:
         migrations.refuse_unless_current(connection, database)

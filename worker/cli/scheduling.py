@@ -41,6 +41,8 @@ class Home:
 
     clock: datetime
     leader: Mapping[str, Any] | None = None
+    standby: bool = False
+    """Who leads has its lock on the primary: a standby shows nobody."""
     states: Mapping[str, EntryState] = field(default_factory=dict)
     error: UpkeepError | None = None
 
@@ -111,8 +113,10 @@ def read_home(settings: Settings) -> Home:
         with options.connection(settings.home, doing="Reading the schedule", read_only=True) as connection:
             refuse_unless_current(connection, name)
             state.refuse_newer(connection)
+            beat = state.heartbeat(connection)
             return Home(
-                clock=state.heartbeat(connection).clock,
+                clock=beat.clock,
+                standby=beat.in_recovery,
                 leader=state.leader(connection),
                 states=state.read_states(connection, removed=True),
             )
@@ -200,6 +204,7 @@ def _document(
     document: dict[str, Any] = {
         "home": settings.home.name,
         "clock": home.clock,
+        "standby": home.standby,
         "leader": dict(home.leader) if home.leader else None,
         "entries": [_entry(each) for each in lines],
         "errors": [
@@ -279,6 +284,10 @@ def _show(
 
 def _leading(home: Home) -> Text:
     leader = home.leader
+    if home.standby:
+        return Text(
+            "Which scheduler leads is not seen on a standby, which the home database is.", style="red"
+        )
     if leader is None:
         said = "No scheduler leads: nothing becomes due.\n"
         return Text.assemble((said, "bold red"), ("→ celery -A worker.app beat", "cyan"))

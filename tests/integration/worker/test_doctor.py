@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ def test_a_scheduler_that_leads_is_found_with_its_session_and_one_that_is_missin
         assert (
             f"One leads: session {pid}, from 127.0.0.1, open since {datetime.now(UTC):%Y}-" in found.message
         )
+
+
+def test_a_standby_is_not_asked_who_leads(
+    upkeep_database: Database, kept: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = examining.read_server
+    monkeypatch.setattr(examining, "read_server", lambda c: replace(original(c), in_recovery=True))
+    found = examined(kept(upkeep_database.url))
+    assert ("error", "server") in found
+    assert not [object_ for _, object_ in found if object_ == "scheduler"]
 
 
 def test_a_row_of_a_newer_format_is_an_error_with_its_remedy(

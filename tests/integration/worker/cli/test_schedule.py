@@ -173,6 +173,16 @@ def test_a_leader_of_another_role_is_seen_though_not_where_it_is(
     assert (said.code, "permission denied" in said.err, "upkeep doctor" in said.err) == (1, True, True)
 
 
+def test_a_standby_is_not_taken_for_a_fleet_without_a_leader(
+    scheduled: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = state.heartbeat
+    monkeypatch.setattr(state, "heartbeat", lambda connection: replace(beat(connection), in_recovery=True))
+    said = scheduled("schedule", "list")
+    assert (said.code, "No scheduler leads" in said.out, "on a standby" in said.out) == (0, False, True)
+    assert scheduled("schedule", "list", "--json").json["standby"] is True
+
+
 def test_the_last_run_is_that_of_the_newest_slot_in_the_ledger_of_its_own_database(
     scheduled: Upkeep, system: Database, other: Database
 ) -> None:

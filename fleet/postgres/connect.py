@@ -323,7 +323,7 @@ def _configure(connection: psycopg.Connection[Any]) -> None:
         )
     # A database may default to REPEATABLE READ or read-only; in an old snapshot a refresh moves a view back in time.
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    connection.read_only = False
+    connection.read_only = is_standby(connection)
 
 
 def _reset(connection: psycopg.Connection[Any]) -> None:

@@ -60,6 +60,17 @@ class Outcome:
         )
 
 
+def why_away(database: Database) -> UpkeepError | None:
+    """Why a request for a database will have to wait in Redis, where that can be told from here."""
+    try:
+        with connect(database.url.get_secret_value(), application_name="upkeep/cli"):
+            return None
+    except TransientError as exc:
+        return exc
+    except UpkeepError:
+        return None  # a matter between this machine and the server; the workers have their own
+
+
 class Watch:
     """Reads a request's rows, on connections that it opens again when they break."""
 

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from fleet import logs
-from fleet.errors import TransientError
+from fleet.errors import TransientError, UpkeepError
 from fleet.ledger import NewRun
 from fleet.settings import Database, Settings
 from fleet.settings.model import closest
@@ -128,7 +128,7 @@ def _carry_out(
     producer = _producer(settings)
     if not wait:
         _send(producer, settings, request)
-        _show_sent(request, as_json=as_json)
+        _show_sent(request, as_json=as_json, away=following.why_away(request.database))
         return 0
     # Before anything is sent: a ledger that cannot be read would leave us waiting for an answer that never
     # comes.
@@ -222,11 +222,15 @@ def _document(request: Request) -> dict[str, Any]:
     }
 
 
-def _show_sent(request: Request, *, as_json: bool) -> None:
+def _show_sent(request: Request, *, as_json: bool, away: UpkeepError | None = None) -> None:
     if as_json:
-        output.emit(_document(request))
+        waits = {"waits_for": {"message": away.message, "remedy": away.remedy}} if away else {}
+        output.emit(_document(request) | waits)
         return
     output.console().print(
         f"Sent {request.task} for {request.new.target} to the queue {request.new.queue}.", soft_wrap=True
     )
     output.console().print(f"Task {request.task_id}", soft_wrap=True)
+    if away is not None:
+        said = f"The request waits in Redis: {away.message}. {away.remedy}."
+        output.console(stderr=True).print(said, soft_wrap=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from fleet.errors import PermanentError
+from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.names import RelationName
+from fleet.postgres.addresses import Address
 from fleet.postgres.catalog.definition import Definition, DefinitionClass
+from fleet.postgres.catalog.server import Server
 from fleet.postgres.catalog.views import MaterializedView
 from worker import doctor
 from worker.doctor import Facts, Finding, Level, Skew
@@ -271,3 +273,52 @@ def test_redis_must_be_new_enough_keep_everything_and_survive_a_restart(
     info: dict[str, Any], levels: str
 ) -> None:
     assert [f.level.value for f in doctor.judge_redis(info)] == levels.split()
+
+
+PRIMARY = Server(
+    version_num=180_000,
+    system_identifier="7",
+    timeline=3,
+    in_recovery=False,
+    timezone="UTC",
+    settings_hash="x",
+    today=date(2026, 1, 1),
+    clock=datetime(2026, 1, 1, tzinfo=UTC),
+)
+STANDBY = replace(PRIMARY, in_recovery=True)
+
+
+def members(*found: Server | UpkeepError) -> dict[str, tuple[Level, str]]:
+    asked = {Address(host=f"db{n}", hostaddr="", port="5432"): each for n, each in enumerate(found, 1)}
+    return {each.object: (each.level, each.message) for each in doctor.judge_members("lending", asked)}
+
+
+def test_the_servers_of_one_url() -> None:
+    assert members() == {}
+    assert members(PRIMARY, STANDBY) == {
+        "db1:5432": (Level.OK, "It is a primary, on timeline 3"),
+        "db2:5432": (Level.OK, "It is a standby, on timeline 3"),
+    }
+
+
+def test_a_server_that_cannot_be_asked_is_told_before_it_is_needed() -> None:
+    level, said = members(PRIMARY, TransientError("refused"))["db2:5432"]
+    assert level == Level.WARNING
+    assert "would not be noticed: refused" in said
+
+
+def test_two_primaries_are_an_error_on_both() -> None:
+    found = members(PRIMARY, replace(PRIMARY, timeline=2), STANDBY)
+    assert [level for level, _ in found.values()] == [Level.ERROR, Level.ERROR, Level.OK]
+    assert "so does another server" in found["db1:5432"][1]
+
+
+def test_a_server_of_another_cluster_is_an_error() -> None:
+    found = members(PRIMARY, replace(STANDBY, system_identifier="8"))
+    assert {level for level, _ in found.values()} == {Level.ERROR}
+    assert "another cluster" in found["db2:5432"][1]
+
+
+def test_no_primary_at_all_is_an_error() -> None:
+    found = members(STANDBY, TransientError("refused"))
+    assert found["server"][0] == Level.ERROR

@@ -149,8 +149,8 @@ class Leader:
         )
         self._term += 1
         self._begin(self._connection)
-        self._leads = True
         self._tell("scheduler.leads", entries=len(self._entries), term=self._term)
+        self._leads = True
         return True
 
     def _begin(self, connection: psycopg.Connection[Any]) -> None:

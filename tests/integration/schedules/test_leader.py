@@ -228,7 +228,8 @@ def test_two_that_both_believe_to_lead_run_nothing_twice(schedule: Schedule, mon
 
 def test_a_session_that_is_lost_is_leadership_lost_and_won_again(schedule: Schedule) -> None:
     only = schedule.start(entry())
-    pid = wait_until(schedule.session)
+    wait_until(lambda: only.leads)
+    pid = schedule.session()
     with structlog.testing.capture_logs() as said, schedule.look() as connection:
         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
         assert wait_until(lambda: (now := schedule.session()) != pid and now)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import redis
 
 from benchmarks.clock import peer
-from benchmarks.clock.bench import QUEUE, Bench, Clock, just_before, latest, seconds
+from benchmarks.clock.bench import QUEUE, Bench, Clock, just_before, seconds
 from benchmarks.parts import Part
 from benchmarks.report import at_most
 from benchmarks.timing import ROUND_MARGIN, Deadline, Stopwatch
@@ -156,7 +156,7 @@ def _last_commit(clock: Clock, slot: datetime) -> datetime:
     commits = [run.committed_at for run in clock.inserted() if run.slot == slot and run.state == "queued"]
     if len(commits) != ENTRIES:
         raise ValueError(f"{len(commits)} runs of the slot {slot:%H:%M} instead of {ENTRIES}")
-    return latest(commits)
+    return max(commits)
 
 
 def _length(broker: redis.Redis) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,3 @@ def seconds(later: datetime, earlier: datetime) -> float:
 def just_before(slot: datetime) -> datetime:
     """A last slot with which this one is the next."""
     return slot - _MOMENT
-
-
-def latest(moments: Iterable[datetime]) -> datetime:
-    """The last of them; where there is none, long ago."""
-    return max(moments, default=datetime.min.replace(tzinfo=UTC))

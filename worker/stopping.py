@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 from celery import bootsteps, platforms, signals
+from celery.platforms import EX_FAILURE
 from celery.worker import request as celery_request
 from celery.worker import state
 
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 # A child hands its run back in milliseconds, and needs up to ten seconds where PostgreSQL does not answer.
 REPEAT_S = 5.0
 KILL_S = 12.0
+# A broker that does not answer would keep the process for minutes after its children have ended.
+LEAVE_S = 10.0
 POLL_S = 0.1
 
 # What the thread hears: a signal has come, the worker is ending, Celery has begun to cancel what runs.
@@ -73,11 +76,18 @@ class Stopping(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
         while said and said != _AT_ONCE and not (said == _SIGNAL and signalled):
             signalled = signalled or said == _SIGNAL
             said = self._listen(max(0.0, deadline - time.monotonic()))
+        quiet_since = time.monotonic()
         while True:  # until the process ends, and this thread with it
             for pid in _busy() - self._told.keys():
                 self._told[pid] = _Told(pid)
-            for told in tuple(self._told.values()):
+            left = [told for told in tuple(self._told.values()) if not _ended(told.pid)]
+            for told in left:
                 told.insist()
+            now = time.monotonic()
+            quiet_since = now if left else quiet_since
+            if now - quiet_since >= LEAVE_S:
+                log.error("worker.left", reason="nothing runs any more, and the broker does not answer")
+                os._exit(EX_FAILURE)
             time.sleep(POLL_S)
 
     def _listen(self, timeout_s: float | None) -> bytes:
@@ -135,7 +145,7 @@ class _Told:
 
     def insist(self) -> None:
         now = time.monotonic()
-        if self.killed or _ended(self.pid):
+        if self.killed:
             return
         if now - self.since >= KILL_S:
             self.killed = True

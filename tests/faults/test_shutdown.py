@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from fleet.ledger import Run, State
+from tests import servers
 from tests.faults.aftermath import assert_nothing_is_left, assert_nothing_is_lost
 from tests.processes import ALL, VIEW, Fleet, Kept, Process, descendants, fleet, keep, wait_gone
 from tests.waiting import wait_until
@@ -265,6 +266,23 @@ def test_a_child_that_does_not_answer_is_killed(soon: Fleet, kept: Kept, stays: 
     # It could hand nothing back: the server notices that it is gone, and the reaper of another worker.
     wait_until(lambda: gone(kept, session), 5, "the end of the session")
     assert_done_elsewhere(kept, task_id, run, attempt=2)
+
+
+@pytest.mark.slow
+def test_a_broker_that_does_not_answer_keeps_no_worker(tmp_path: Path, kept: Kept, stays: Process) -> None:
+    with servers.new_redis() as silent, fleet(tmp_path, SOON, {"kept": kept.url}, silent.url()) as made:
+        worker = goes(made)
+        task_id, run, session = begin(made, kept, FOR_EVER_S)
+        below = descendants(worker.pid)
+        psutil.Process(silent.pid).suspend()
+        worker.popen.send_signal(signal.SIGTERM)
+        wait_until(lambda: at_rest(kept, session), SOFT_S + 2, "the end of the statement")
+        # The others have their own Redis, and finish it long before this worker gives up.
+        assert_done_elsewhere(kept, task_id, run)
+        assert worker.popen.wait(30) == 1
+        assert worker.lines(event="worker.left")
+        wait_gone(below, 2)
+        psutil.Process(silent.pid).resume()
 
 
 def test_many_at_once(soon: Fleet, kept: Kept, stays: Process) -> None:

@@ -169,14 +169,16 @@ def test_slots_without_a_leader_are_missed_and_the_latest_is_run(schedule: Sched
         schedule.start(lax, strict)
         wait_until(lambda: len(schedule.runs()) >= 38)
     runs = schedule.runs()
-    assert [r.state for r in runs if r.target == "lax"] == ["missed"] * 35 + ["queued"] or [
-        r.state for r in runs if r.target == "lax"
-    ] == ["missed"] * 36 + ["queued"]
+    # Three hours of five minutes; a slot that comes while we look is run as well.
+    lax_states = [r.state for r in runs if r.target == "lax"]
+    count = lax_states.count("missed")
+    assert count in {35, 36}
+    assert lax_states == ["missed"] * count + ["queued"] * (len(lax_states) - count)
+    assert len(lax_states) - count in {1, 2}
     missed = [r for r in runs if r.state == "missed"]
     assert all(r.final and r.reason and "no scheduler led" in r.reason for r in missed)
     # A slot that is late by more than a moment is not run for who does not want it.
-    late = datetime.now(UTC).minute >= 2
-    if late:
+    if 2 <= datetime.now(UTC).minute < 59:
         assert {r.state for r in runs if r.target == "strict"} == {"missed"}
     wait_until(lambda: {line["entry"] for line in said if line["event"] == "schedule.missed"} >= {"home/lax"})
     (line,) = [each for each in said if each.get("entry") == "home/lax"]

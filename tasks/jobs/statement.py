@@ -13,8 +13,9 @@ from typing import Any
 
 import psycopg
 from psycopg import errors, generators
+from psycopg.abc import PQGen
 from psycopg.pq import DiagnosticField, ExecStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 
 from fleet.errors import PermanentError
 
@@ -51,38 +52,31 @@ def execute(connection: psycopg.Connection[Any], statement: str) -> Effect:
     server = connection.pgconn
     server.send_query_params(statement.encode(), None)
     server.set_single_row_mode()
-    connection.wait(generators.send(server))
-    effect = Effect(command="")
-    first: tuple[int | None, str] | None = None
-    returned, failed = 0, None
-    while (result := _next(connection, failed)) is not None:
-        match result.status:
-            case ExecStatus.SINGLE_TUPLE:
-                returned += result.ntuples
-                first = first or _number(connection, result)
-            case ExecStatus.TUPLES_OK | ExecStatus.COMMAND_OK:
-                number, shown = first or (None, "")
-                effect = Effect(
-                    command=_word(result),
-                    affected=result.command_tuples,
-                    columns=result.nfields,
-                    returned=returned,
-                    first=number,
-                    first_shown=shown,
-                )
-            case ExecStatus.EMPTY_QUERY:
-                pass
-            case ExecStatus.FATAL_ERROR:
-                failed = result
-            case _:
-                connection.close()
-                raise PermanentError(
-                    "The statement is a COPY from or to its client, and nobody is there to send or to read",
-                    remedy="Use COPY with a file or a program of the server's, or INSERT … SELECT",
-                )
-    if failed is not None:
-        raise _error(failed)
-    return effect
+    received = _Received()
+    try:
+        connection.wait(_receive(server, received))
+    except psycopg.OperationalError:
+        if received.failed is None:  # else it is what the server said last, before it closed the connection
+            raise
+    if received.copying:
+        connection.close()
+        raise PermanentError(
+            "The statement is a COPY from or to its client, and nobody is there to send or to read",
+            remedy="Use COPY with a file or a program of the server's, or INSERT … SELECT",
+        )
+    if received.failed is not None:
+        raise _error(received.failed)
+    if received.end is None or received.end.status == ExecStatus.EMPTY_QUERY:
+        return Effect(command="")
+    first, shown = _number(connection, received.first) if received.first is not None else (None, "")
+    return Effect(
+        command=_word(received.end),
+        affected=received.end.command_tuples,
+        columns=received.end.nfields,
+        returned=received.rows,
+        first=first,
+        first_shown=shown,
+    )
 
 
 def parse(connection: psycopg.Connection[Any], statement: str) -> None:
@@ -99,14 +93,32 @@ def parse(connection: psycopg.Connection[Any], statement: str) -> None:
             raise _error(result)
 
 
-def _next(connection: psycopg.Connection[Any], failed: PGresult | None) -> PGresult | None:
-    try:
-        result: PGresult | None = connection.wait(generators.fetch(connection.pgconn))
-    except psycopg.OperationalError:
-        if failed is not None:  # what the server said last, before it closed the connection
-            raise _error(failed) from None
-        raise
-    return result
+@dataclass
+class _Received:
+    """What has come so far."""
+
+    rows: int = 0
+    first: PGresult | None = None
+    end: PGresult | None = None
+    failed: PGresult | None = None
+    copying: bool = False
+
+
+def _receive(server: PGconn, received: _Received) -> PQGen[None]:
+    """All results as one generator: an interrupted `wait` cancels the statement, and then has it run to its end."""
+    yield from generators.send(server)
+    while (result := (yield from generators.fetch(server))) is not None:
+        match result.status:
+            case ExecStatus.SINGLE_TUPLE:
+                received.rows += result.ntuples
+                received.first = received.first or result
+            case ExecStatus.FATAL_ERROR:
+                received.failed = result
+            case ExecStatus.COPY_IN | ExecStatus.COPY_OUT | ExecStatus.COPY_BOTH:
+                received.copying = True
+                return
+            case _:
+                received.end = result
 
 
 def _error(failed: PGresult) -> psycopg.Error:

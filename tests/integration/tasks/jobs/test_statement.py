@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +18,7 @@ from psycopg.pq import TransactionStatus
 from fleet.errors import PermanentError
 from tasks.jobs.statement import Effect, execute, parse
 from tests.servers import Database
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -144,6 +148,33 @@ def test_rows_are_not_kept(database: Database) -> None:
     returned, first, grown_kib = map(int, said.stdout.split())
     assert (returned, first) == (100_000, 1)
     assert grown_kib < 10_000
+
+
+def test_a_statement_is_over_before_its_interruption_passes(
+    database: Database,
+) -> None:
+    """Cancelled in the server and received to its end: the transaction can be rolled back, and need not be given up."""
+    connection = database.connect()
+    connection.execute("BEGIN")
+    watcher = database.connect()
+
+    def interrupt() -> None:
+        wait_until(
+            lambda: watcher.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall()
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute(connection, "SELECT pg_sleep(30)")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
+    assert connection.info.transaction_status is TransactionStatus.INERROR
+    connection.execute("ROLLBACK")
 
 
 def test_parsing_executes_nothing(connection: psycopg.Connection[Any]) -> None:

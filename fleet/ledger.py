@@ -90,6 +90,8 @@ class Inserted:
     id: int
     task: str
     target: str
+    entry: str
+    slot: datetime | None
     queue: str
     state: str
 

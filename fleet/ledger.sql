@@ -32,7 +32,7 @@ SELECT n.task, n.target, n.entry, n.slot, coalesce(n.as_of, n.slot, now.clock), 
            max_attempts integer, requested_by text, request_id text, parent_id bigint, state text, reason text)
  CROSS JOIN pg_catalog.clock_timestamp() AS now (clock)
     ON CONFLICT DO NOTHING
-RETURNING id, task, target, queue, state;
+RETURNING id, task, target, entry, slot, queue, state;
 
 -- name: claim_run
 -- What is this run, now that its lock is ours? Marks it running unless it is final, not due yet, or out of attempts.

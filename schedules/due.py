@@ -19,20 +19,14 @@ _MOMENT = timedelta(microseconds=1)
 class Due:
     """What a look at one entry says.
 
-    `run`: the slot to put into the queue. `missed`: slots that went by, oldest first, at most MOST_MISSED of
-    them; `more_missed`: there were older ones. `look_at`: when the next slot is due. Where neither is
-    anything, there is nothing to record.
+    `run`: the slot to put into the queue. `since` and `last_slot`: up to where the entry had been dealt with, and
+    will have been; the latter is None where there is nothing to do. `look_at`: when the next slot is due.
     """
 
     run: datetime | None = None
-    missed: tuple[datetime, ...] = ()
-    more_missed: bool = False
+    since: datetime
+    last_slot: datetime | None = None
     look_at: datetime
-
-    @property
-    def last_slot(self) -> datetime | None:
-        """Up to where the entry will have been dealt with."""
-        return self.run or (self.missed[-1] if self.missed else None)
 
 
 def due(entry: Entry, last_slot: datetime, now: datetime) -> Due:
@@ -46,15 +40,23 @@ def due(entry: Entry, last_slot: datetime, now: datetime) -> Due:
     following = next_slot(entry.cron, entry.timezone, max(slot, last_slot))
     look_at = entry.due_at(following)
     if slot <= last_slot:
-        return Due(look_at=look_at)
-    missed: list[datetime] = []
-    earlier = latest_slot(entry.cron, entry.timezone, slot - _MOMENT)
-    while earlier > last_slot and len(missed) < MOST_MISSED:
-        missed.append(earlier)
+        return Due(since=last_slot, look_at=look_at)
+    late = entry.catch_up == "none" and now - entry.due_at(slot) > LATE
+    return Due(run=None if late else slot, since=last_slot, last_slot=slot, look_at=look_at)
+
+
+def missed(entry: Entry, found: Due) -> tuple[list[datetime], bool]:
+    """The slots that went by, oldest first, at most MOST_MISSED of them, and whether there were older ones.
+
+    Apart from `due`, because of a long outage every entry has many: whoever writes them down finds them.
+    """
+    slots: list[datetime] = []
+    earlier = found.last_slot
+    if earlier is not None and earlier == found.run:
         earlier = latest_slot(entry.cron, entry.timezone, earlier - _MOMENT)
-    more = earlier > last_slot
-    run: datetime | None = slot
-    if entry.catch_up == "none" and now - entry.due_at(slot) > LATE:
-        missed.insert(0, slot)
-        run = None
-    return Due(run=run, missed=tuple(reversed(missed)), more_missed=more, look_at=look_at)
+    while earlier is not None and earlier > found.since:
+        if len(slots) == MOST_MISSED:
+            return slots[::-1], True
+        slots.append(earlier)
+        earlier = latest_slot(entry.cron, entry.timezone, earlier - _MOMENT)
+    return slots[::-1], False

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,7 +32,7 @@ from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import Database
 from schedules import state
-from schedules.due import Due, due
+from schedules.due import Due, due, missed
 from schedules.entries import Entry
 
 log = structlog.get_logger(__name__)
@@ -49,8 +49,8 @@ RETRY_S = 2.0
 CLOCK_JUMP = timedelta(seconds=2)
 # Entries that a log line names.
 NAMED = 10
-# Rows in one INSERT.
-BATCH = 5000
+# Runs in one INSERT. After each the leader hears of them: an outage of days is written down in hundreds of these.
+ROWS = 1000
 
 NOBODY_LED = "not inserted in its time: no scheduler led, or its database was away"
 
@@ -65,9 +65,12 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
+    """What became of a batch, or of a part of it; `more`: entries whose oldest missed slots were not written down."""
+
     database: str
     batch: _Batch
     made: tuple[Inserted, ...] = ()
+    more: frozenset[str] = frozenset()
     error: Exception | None = None
 
 
@@ -272,18 +275,26 @@ class Leader:
         for entry, found in answer.batch.items:
             self._last[entry.name] = slots[entry.name]
             heapq.heappush(self._heap, (found.look_at, entry.name))
-            if found.missed:
-                log.error(
-                    "schedule.missed",
-                    entry=entry.name,
-                    slots=len(found.missed),
-                    more=found.more_missed,
-                    first=found.missed[0].isoformat(),
-                    last=found.missed[-1].isoformat(),
-                )
+        self._tell_missed(answer)
         names = [entry.name for entry, found in answer.batch.items if found.run]
         if names:
             log.info("schedule.inserted", database=answer.database, runs=len(queued), entries=names[:NAMED])
+
+    def _tell_missed(self, answer: _Answer) -> None:
+        """By what was written down: a slot that somebody inserted before he died was not missed."""
+        slots: dict[str, list[datetime]] = defaultdict(list)
+        for each in answer.made:
+            if each.state == State.MISSED and each.slot is not None:
+                slots[each.entry].append(each.slot)
+        for label, missing in slots.items():
+            log.error(
+                "schedule.missed",
+                entry=f"{answer.database}/{label}",
+                slots=len(missing),
+                more=label in answer.more,
+                first=min(missing).isoformat(),
+                last=max(missing).isoformat(),
+            )
 
 
 class _Inserter:
@@ -321,39 +332,60 @@ class _Inserter:
             except queue.Empty:
                 self._disconnect()  # a daily entry needs no session all day
                 continue
-            answer = _Answer(database=self._database.name, batch=batch)
+            left = list(batch.items)
             try:
-                answer = replace(answer, made=tuple(self._insert(batch)))
+                self._connect()
+                while left:
+                    answer = self._insert(replace(batch, items=tuple(left)))
+                    self._answers.put(answer)
+                    del left[: len(answer.batch.items)]
                 if self._away:
                     log.info("schedule.database_back", database=self._database.name)
                 self._away = False
             except Exception as exc:  # noqa: BLE001 - whatever it is, the leader must hear of it and try again
                 self._disconnect()
-                answer = replace(answer, error=exc)
+                rest = replace(batch, items=tuple(left))
+                self._answers.put(_Answer(database=self._database.name, batch=rest, error=exc))
                 if not self._away:
                     log.warning(
                         "schedule.database_away", database=self._database.name, error=str(exc).strip()
                     )
                 self._away = True
-            self._answers.put(answer)
 
-    def _insert(self, batch: _Batch) -> list[Inserted]:
-        runs = [run for entry, found in batch.items for run in self._runs(entry, found)]
+    def _connect(self) -> None:
         if self._connection is None:
             connection = connect(self._database.url.get_secret_value(), application_name="upkeep/schedule")
             self._connection = connection
             refuse_unless_current(connection, self._database.name)
-        made: list[Inserted] = []
-        for start in range(0, len(runs), BATCH):
-            made += ledger.insert_all(self._connection, runs[start : start + BATCH], worker="scheduler")
-        return made
 
-    def _runs(self, entry: Entry, found: Due) -> list[NewRun]:
+    def _insert(self, batch: _Batch) -> _Answer:
+        """Insert the runs of the batch's first items; the answer has these items only."""
+        assert self._connection is not None  # it has been opened
+        runs: list[NewRun] = []
+        more = set()
+        taken = 0
+        for entry, found in batch.items:
+            slots, older = missed(entry, found)
+            if older:
+                more.add(entry.label)
+            runs += self._runs(entry, found, slots, older=older)
+            taken += 1
+            if len(runs) >= ROWS:
+                break
+        made = ledger.insert_all(self._connection, runs, worker="scheduler")
+        return _Answer(
+            database=self._database.name,
+            batch=replace(batch, items=batch.items[:taken]),
+            made=tuple(made),
+            more=frozenset(more),
+        )
+
+    def _runs(self, entry: Entry, found: Due, slots: Sequence[datetime], *, older: bool) -> list[NewRun]:
         runs = []
-        for position, slot in enumerate(found.missed):
-            older = " (as were older slots)" if found.more_missed and position == 0 else ""
-            missed = self._make_run(entry, slot)
-            runs.append(replace(missed, state=State.MISSED, reason=f"{NOBODY_LED}{older}"))
+        for position, slot in enumerate(slots):
+            note = " (as were older slots)" if older and position == 0 else ""
+            run = self._make_run(entry, slot)
+            runs.append(replace(run, state=State.MISSED, reason=f"{NOBODY_LED}{note}"))
         if found.run is not None:
             runs.append(self._make_run(entry, found.run))
         return runs

@@ -18,8 +18,10 @@ from pydantic import SecretStr
 
 from fleet import ledger, settings
 from fleet.ledger import NewRun, Run
+from schedules import due as judging
 from schedules import leader as leading
 from schedules import state
+from schedules.due import MOST_MISSED
 from schedules.entries import Entry
 from schedules.leader import Leader
 from tests.servers import Database
@@ -183,6 +185,48 @@ def test_slots_without_a_leader_are_missed_and_the_latest_is_run(schedule: Sched
     wait_until(lambda: {line["entry"] for line in said if line["event"] == "schedule.missed"} >= {"home/lax"})
     (line,) = [each for each in said if each.get("entry") == "home/lax"]
     assert (line["log_level"], line["slots"]) == ("error", len([r for r in missed if r.target == "lax"]))
+
+
+def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monkeypatch: Any) -> None:
+    """However long nobody led and however slowly the slots of that time are found: the heartbeat does not wait."""
+
+    def slowly(*given: Any, original: Any = judging.latest_slot) -> datetime:
+        threading.Event().wait(0.0025)
+        return original(*given)
+
+    monkeypatch.setattr(judging, "latest_slot", slowly)
+    monkeypatch.setattr(leading, "SILENCE", "1s")
+    monkeypatch.setattr(leading, "ROWS", 150)
+    entries = [entry(f"tier_{n}") for n in range(8)]
+    schedule.known(*entries, ago=timedelta(days=3))
+    with structlog.testing.capture_logs() as said:
+        schedule.start(*entries)
+        wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"], 20)
+        # What is written down counts at once: noted, rung for, and not begun again by the next leader.
+        assert len(schedule.runs()) < 8 * (MOST_MISSED + 1)
+        wait_until(lambda: schedule.rung)
+        wait_until(lambda: len(schedule.rung) == 8, 20)
+    events = [line["event"] for line in said]
+    assert [each for each in events if each.startswith("scheduler.")] == ["scheduler.leads"]
+    assert events.count("schedule.missed") == 8
+    assert all(line["more"] for line in said if line["event"] == "schedule.missed")
+    runs = schedule.runs()
+    assert len(runs) == 8 * (MOST_MISSED + 1)
+    assert len([r for r in runs if "older slots" in str(r.reason)]) == 8
+
+
+def test_a_slot_that_a_dead_leader_inserted_was_not_missed(schedule: Schedule) -> None:
+    tick = entry()
+    schedule.known(tick, ago=timedelta(minutes=10))
+    with schedule.look() as connection:
+        ledger.insert(connection, make_run(tick, latest() - timedelta(minutes=5)))
+    with structlog.testing.capture_logs() as said:
+        schedule.start(tick)
+        wait_until(lambda: schedule.rung)
+    assert "missed" not in [r.state for r in schedule.runs() if r.slot >= latest() - timedelta(minutes=5)]
+    assert [x["first"] for x in said if x["event"] == "schedule.missed"] == [
+        r.slot.isoformat() for r in schedule.runs() if r.state == "missed"
+    ]
 
 
 def test_one_leads_and_the_other_takes_over_with_what_was_written_meanwhile(schedule: Schedule) -> None:

@@ -41,7 +41,8 @@ log = structlog.get_logger(__name__)
 STANDBY_S = 0.5
 # The leader asks at least this often whether it leads still, and what has been paused.
 HEARTBEAT_S = 1.0
-# A leader that was stopped (SIGSTOP, a paused machine) keeps its session: the server ends it after this silence.
+# A leader that was stopped (SIGSTOP, a paused machine) keeps its session: the server ends it after this silence,
+# which no standby keeps either.
 SILENCE = "5s"
 # After an error: of the home database, or of one that slots belong to.
 RETRY_S = 2.0
@@ -142,14 +143,15 @@ class Leader:
             return True
         if self._connection is None:
             self._connection = connect(self._home.url.get_secret_value(), application_name="upkeep/scheduler")
+            # Before it has the lock: whoever gets it and is stopped before its next word holds it no longer either.
+            self._connection.execute(
+                "SELECT pg_catalog.set_config('idle_session_timeout', %s, false)", (SILENCE,)
+            )
             refuse_unless_current(self._connection, self._home.name)
             state.refuse_newer(self._connection)
         if not locks.try_acquire(self._connection, state.LEADER):
             self._tell("scheduler.stands_by")
             return False
-        self._connection.execute(
-            "SELECT pg_catalog.set_config('idle_session_timeout', %s, false)", (SILENCE,)
-        )
         self._term += 1
         self._begin(self._connection)
         self._tell("scheduler.leads", entries=len(self._entries), term=self._term)

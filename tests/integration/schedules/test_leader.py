@@ -299,6 +299,28 @@ def test_the_server_ends_a_leader_that_says_nothing(schedule: Schedule, monkeypa
     assert len({schedule.session()}) == 1
 
 
+def test_the_server_ends_one_that_gets_the_lock_and_never_hears_of_it(
+    schedule: Schedule, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(leading, "SILENCE", "300ms")
+    stuck = threading.Event()
+    first: list[threading.Thread] = []
+
+    def acquire_and_stop(connection: Any, key: str, original: Any = leading.locks.try_acquire) -> bool:
+        got = original(connection, key)
+        first.append(threading.current_thread())
+        if threading.current_thread() is first[0]:
+            stuck.wait(20)
+        return got
+
+    monkeypatch.setattr(leading.locks, "try_acquire", acquire_and_stop)
+    schedule.start(entry())
+    assert wait_until(schedule.session)
+    second = schedule.start(entry())
+    wait_until(lambda: second.leads)
+    stuck.set()
+
+
 def test_a_database_that_is_away_holds_up_no_other_and_catches_up(
     schedule: Schedule, new_database: Any
 ) -> None:

@@ -355,6 +355,12 @@ class _Inserter:
                 self._away = True
 
     def _connect(self) -> None:
+        """A session that answers: one that broke while it lay there must not make a slot late."""
+        if self._connection is not None:
+            try:
+                self._connection.execute("SELECT")
+            except psycopg.Error:
+                self._disconnect()
         if self._connection is None:
             connection = connect(self._database.url.get_secret_value(), application_name="upkeep/schedule")
             self._connection = connection

@@ -344,6 +344,31 @@ def test_a_database_that_is_away_holds_up_no_other_and_catches_up(
     assert len([line for line in said if line["event"] == "schedule.database_away"]) == 1
 
 
+def test_a_session_that_broke_while_it_lay_idle_makes_no_slot_late(
+    schedule: Schedule, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(leading, "RETRY_S", 20)
+    first, second = entry("first"), entry("second")
+    schedule.known(first, second, ago=timedelta(minutes=5))
+    with schedule.look() as connection, structlog.testing.capture_logs() as said:
+        state.pause(connection, second.name, by="ada", reason=None)
+        schedule.start(first, second)
+        wait_until(lambda: schedule.rung)
+        wait_until(
+            lambda: connection.execute(
+                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+                " WHERE application_name = 'upkeep/schedule' AND datname = current_database()"
+            ).fetchone()[0]
+        )
+        connection.execute(
+            "UPDATE upkeep.schedule_state SET paused_at = NULL, last_slot = last_slot - '5 min'::interval"
+            " WHERE entry = %s",
+            (second.name,),
+        )
+        wait_until(lambda: len(schedule.rung) == 2, 10)
+    assert "schedule.database_away" not in [line["event"] for line in said]
+
+
 def test_a_paused_entry_rests_and_goes_on_with_its_next_slot(schedule: Schedule) -> None:
     tick, other = entry(), entry("other")
     schedule.known(tick, other, ago=timedelta(minutes=5))

@@ -104,6 +104,7 @@ class Leader:
         self._paused: frozenset[str] = frozenset()
         self._heap: list[tuple[datetime, str]] = []
         self._on_their_way: set[str] = set()
+        self._unnoted: dict[str, datetime] = {}
         self._clock: datetime | None = None
         self._read_at = 0.0
 
@@ -170,6 +171,7 @@ class Leader:
         self._last = {name: states[name].last_slot for name in self._entries}
         self._paused = beat.paused
         self._on_their_way.clear()  # answers of an earlier term are not waited for
+        self._unnoted.clear()
         self._set_clock(beat.clock)
         self._look_at_all(beat.clock)
 
@@ -182,6 +184,8 @@ class Leader:
         self._set_clock(beat.clock)
         resumed = (self._paused - beat.paused) & self._entries.keys()
         self._paused = beat.paused
+        if self._unnoted:
+            self._note(self._connection, {})
         if resumed:
             states = state.read_states(self._connection)
             self._last |= {name: states[name].last_slot for name in resumed if name in states}
@@ -271,7 +275,7 @@ class Leader:
                 heapq.heappush(self._heap, (again, entry.name))
             return
         slots = {entry.name: found.last_slot for entry, found in answer.batch.items if found.last_slot}
-        state.advance(self._connection, slots)
+        self._note(self._connection, slots)
         queued = [each for each in answer.made if each.state == State.QUEUED]
         self._bells.ring(answer.database, [(each.id, each.task, each.queue) for each in queued])
         for entry, found in answer.batch.items:
@@ -281,6 +285,12 @@ class Leader:
         names = [entry.name for entry, found in answer.batch.items if found.run]
         if names:
             log.info("schedule.inserted", database=answer.database, runs=len(queued), entries=names[:NAMED])
+
+    def _note(self, connection: psycopg.Connection[Any], slots: Mapping[str, datetime]) -> None:
+        """Note how far entries are; a row that somebody holds is noted when it is free, and holds up no other."""
+        self._unnoted |= slots
+        held = state.advance(connection, self._unnoted)
+        self._unnoted = {name: slot for name, slot in self._unnoted.items() if name in held}
 
     def _tell_missed(self, answer: _Answer) -> None:
         """By what was written down: a slot that somebody inserted before he died was not missed."""

@@ -92,10 +92,11 @@ def heartbeat(connection: psycopg.Connection[Any]) -> Heartbeat:
     return Heartbeat(**row | {"paused": frozenset(row["paused"])})
 
 
-def advance(connection: psycopg.Connection[Any], slots: Mapping[str, datetime]) -> None:
-    """Note up to which slot entries have been put into the ledger."""
+def advance(connection: psycopg.Connection[Any], slots: Mapping[str, datetime]) -> set[str]:
+    """Note up to which slot entries have been put into the ledger; returns those whose rows somebody else holds."""
     names = sorted(slots)
-    connection.execute(_sql.advance.sql, {"entries": names, "slots": [slots[n] for n in names]})
+    found = connection.execute(_sql.advance.sql, {"entries": names, "slots": [slots[n] for n in names]})
+    return {entry for (entry,) in found}
 
 
 def pause(connection: psycopg.Connection[Any], entry: str, *, by: str, reason: str | None) -> bool | None:

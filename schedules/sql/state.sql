@@ -4,13 +4,17 @@ SELECT s.entry, s.format FROM upkeep.schedule_state s WHERE s.format > :format O
 
 -- name: reconcile!
 -- Makes the declared entries known. A new one, a changed one and one that comes back begin at :now; what is declared no longer is kept
--- as history.
+-- as history. A row that is right is not even locked: somebody's forgotten transaction on it must not stop all the others.
 WITH declared AS (
     SELECT d.entry, d.definition
       FROM pg_catalog.jsonb_to_recordset(:entries) AS d (entry text, definition jsonb)
 ), known AS (
     INSERT INTO upkeep.schedule_state AS s (entry, definition, last_slot)
-    SELECT entry, definition, :now FROM declared ORDER BY entry
+    SELECT d.entry, d.definition, :now
+      FROM declared d
+     WHERE NOT EXISTS (
+           SELECT 1 FROM upkeep.schedule_state k WHERE k.entry = d.entry AND k.definition = d.definition AND k.removed_at IS NULL)
+     ORDER BY d.entry
     ON CONFLICT (entry) DO UPDATE
        SET definition = excluded.definition, last_slot = excluded.last_slot, removed_at = NULL, updated_at = pg_catalog.clock_timestamp()
      WHERE s.definition <> excluded.definition OR s.removed_at IS NOT NULL
@@ -45,12 +49,24 @@ SELECT pg_catalog.clock_timestamp() AS clock,
        pg_catalog.pg_is_in_recovery() AS in_recovery,
        ARRAY(SELECT s.entry FROM upkeep.schedule_state s WHERE s.paused_at IS NOT NULL AND s.removed_at IS NULL) AS paused;
 
--- name: advance!
--- Notes up to which slot entries have been put into the ledger; never back.
-UPDATE upkeep.schedule_state s
-   SET last_slot = greatest(s.last_slot, n.last_slot), updated_at = pg_catalog.clock_timestamp()
-  FROM ROWS FROM (pg_catalog.unnest(:entries::text[]), pg_catalog.unnest(:slots::timestamptz[])) AS n (entry, last_slot)
- WHERE s.entry = n.entry;
+-- name: advance
+-- Notes up to which slot entries have been put into the ledger; never back. Which of them could it not note, because somebody holds their row?
+WITH new AS (
+    SELECT n.entry, n.last_slot
+      FROM ROWS FROM (pg_catalog.unnest(:entries::text[]), pg_catalog.unnest(:slots::timestamptz[])) AS n (entry, last_slot)
+), free AS (
+    SELECT s.entry FROM upkeep.schedule_state s JOIN new USING (entry) ORDER BY s.entry FOR UPDATE OF s SKIP LOCKED
+), noted AS (
+    UPDATE upkeep.schedule_state s
+       SET last_slot = greatest(s.last_slot, new.last_slot), updated_at = pg_catalog.clock_timestamp()
+      FROM new JOIN free USING (entry)
+     WHERE s.entry = new.entry
+    RETURNING s.entry
+)
+SELECT s.entry
+  FROM upkeep.schedule_state s
+  JOIN new USING (entry)
+ WHERE NOT EXISTS (SELECT 1 FROM noted WHERE noted.entry = s.entry);
 
 -- name: pause
 -- Pauses an entry: its slots are not run until it is resumed. One that is paused keeps who paused it and why. Says whether it was.

@@ -24,6 +24,7 @@ from schedules import state
 from schedules.due import MOST_MISSED
 from schedules.entries import Entry
 from schedules.leader import Leader
+from schedules.slots import latest_slot
 from tests.servers import Database
 from tests.waiting import wait_until
 
@@ -33,6 +34,16 @@ TIER = "upkeep.refresh.tier"
 def entry(label: str = "five_minutes", database: str = "home", **changes: Any) -> Entry:
     values: dict[str, Any] = {"cron": "*/5 * * * *"} | changes
     return Entry(name=f"{database}/{label}", database=database, task=TIER, label=label, **values)
+
+
+HOUR = timedelta(hours=1)
+# Two minutes ago, and not again while these tests run.
+HOURLY = f"{(datetime.now(UTC).minute - 2) % 60} * * * *"
+
+
+def hourly(label: str = "hourly", **changes: Any) -> Entry:
+    """An entry of which no slot comes while a test looks."""
+    return entry(label, cron=HOURLY, **changes)
 
 
 def make_run(each: Entry, slot: datetime) -> NewRun:
@@ -216,17 +227,21 @@ def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monk
 
 
 def test_a_slot_that_a_dead_leader_inserted_was_not_missed(schedule: Schedule) -> None:
-    tick = entry()
-    schedule.known(tick, ago=timedelta(minutes=10))
+    tick = hourly()
+    slot = latest_slot(HOURLY, "UTC", datetime.now(UTC))
+    schedule.known(tick, ago=3 * HOUR)
     with schedule.look() as connection:
-        ledger.insert(connection, make_run(tick, latest() - timedelta(minutes=5)))
+        ledger.insert(connection, make_run(tick, slot - HOUR))
     with structlog.testing.capture_logs() as said:
         schedule.start(tick)
         wait_until(lambda: schedule.rung)
-    assert "missed" not in [r.state for r in schedule.runs() if r.slot >= latest() - timedelta(minutes=5)]
-    assert [x["first"] for x in said if x["event"] == "schedule.missed"] == [
-        r.slot.isoformat() for r in schedule.runs() if r.state == "missed"
+    assert [(r.slot, r.state) for r in schedule.runs()] == [
+        (slot - 2 * HOUR, "missed"),
+        (slot - HOUR, "queued"),
+        (slot, "queued"),
     ]
+    (told,) = [line for line in said if line["event"] == "schedule.missed"]
+    assert (told["slots"], told["first"]) == (1, (slot - 2 * HOUR).isoformat())
 
 
 def test_one_leads_and_the_other_takes_over_with_what_was_written_meanwhile(schedule: Schedule) -> None:
@@ -348,8 +363,8 @@ def test_a_session_that_broke_while_it_lay_idle_makes_no_slot_late(
     schedule: Schedule, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(leading, "RETRY_S", 20)
-    first, second = entry("first"), entry("second")
-    schedule.known(first, second, ago=timedelta(minutes=5))
+    first, second = hourly("first"), hourly("second")
+    schedule.known(first, second, ago=HOUR)
     with schedule.look() as connection, structlog.testing.capture_logs() as said:
         state.pause(connection, second.name, by="ada", reason=None)
         schedule.start(first, second)
@@ -361,7 +376,7 @@ def test_a_session_that_broke_while_it_lay_idle_makes_no_slot_late(
             ).fetchone()[0]
         )
         connection.execute(
-            "UPDATE upkeep.schedule_state SET paused_at = NULL, last_slot = last_slot - '5 min'::interval"
+            "UPDATE upkeep.schedule_state SET paused_at = NULL, last_slot = last_slot - '1 h'::interval"
             " WHERE entry = %s",
             (second.name,),
         )
@@ -389,6 +404,26 @@ def test_a_paused_entry_rests_and_goes_on_with_its_next_slot(schedule: Schedule)
     with schedule.look() as connection:
         state.pause(connection, other.name, by="ada", reason=None)
     assert [r for r in schedule.runs() if r.target == tick.label] == []
+
+
+def test_a_transaction_that_somebody_forgot_holds_up_no_other_entry(schedule: Schedule) -> None:
+    held, other = hourly("held"), hourly("other")
+    schedule.known(held, other, ago=HOUR)
+    known = schedule.states()[held.name].last_slot
+    with psycopg.connect(schedule.urls["home"]) as forgotten, structlog.testing.capture_logs() as said:
+        forgotten.execute("SELECT 1 FROM upkeep.schedule_state WHERE entry = %s FOR UPDATE", (held.name,))
+        first = schedule.start(held, other)
+        # Sooner than a lock_timeout, both of taking over and of noting.
+        wait_until(lambda: len(schedule.rung) == 2, 3)
+        wait_until(lambda: schedule.states()[other.name].last_slot == schedule.runs()[-1].slot, 3)
+        assert schedule.states()[held.name].last_slot == known
+        schedule.end(first)
+        second = schedule.start(held, other)
+        wait_until(lambda: second.leads, 3)
+        forgotten.rollback()
+        wait_until(lambda: schedule.states()[held.name].last_slot == schedule.runs()[0].slot)
+    assert {line["event"] for line in said} == {"scheduler.leads", "schedule.inserted"}
+    assert len(schedule.runs()) == 2
 
 
 def test_an_entry_that_changed_begins_anew_and_a_removed_one_is_kept_as_history(schedule: Schedule) -> None:

@@ -75,6 +75,12 @@ class _Answer:
     error: Exception | None = None
 
 
+class _End:
+    """Whether it is near. A threading.Event has a lock, on which a signal handler can wait for ever."""
+
+    near = False
+
+
 class Leader:
     """One process's part: stands by until it leads, then ticks."""
 
@@ -90,10 +96,10 @@ class Leader:
         self._home = home
         self._entries = entries
         self._connection: psycopg.Connection[Any] | None = None
-        self._stop = threading.Event()
+        self._end = _End()
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._inserters = {
-            name: _Inserter(database, make_run, self._answers, self._stop)
+            name: _Inserter(database, make_run, self._answers, self._end)
             for name, database in databases.items()
         }
         self._bells = _Bells(ring)
@@ -117,7 +123,7 @@ class Leader:
         """Do what is due, and wait for what comes next, a second at most."""
         try:
             if not self._lead():
-                self._stop.wait(STANDBY_S)
+                time.sleep(STANDBY_S)
                 return
             self._beat()
             self._settle()
@@ -125,11 +131,14 @@ class Leader:
             self._wait()
         except (psycopg.Error, UpkeepError) as exc:
             self._step_down(exc)
-            self._stop.wait(RETRY_S)
+            time.sleep(RETRY_S)
 
     def close(self) -> None:
-        """Stop; the lock goes with the process, or with the connection if that lives on."""
-        self._stop.set()
+        """Stop; the lock goes with the process, or with the connection if that lives on.
+
+        Called by a signal handler, at any instruction of `tick`: nothing here takes a lock that it may hold.
+        """
+        self._end.near = True
         self._bells.close()
 
     def release(self) -> None:
@@ -317,12 +326,12 @@ class _Inserter:
         database: Database,
         make_run: Callable[[Entry, datetime], NewRun],
         answers: queue.SimpleQueue[_Answer],
-        stop: threading.Event,
+        end: _End,
     ) -> None:
         self._database = database
         self._make_run = make_run
         self._answers = answers
-        self._stop = stop
+        self._end = end
         self._batches: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._connection: psycopg.Connection[Any] | None = None
         self._away = False
@@ -338,7 +347,7 @@ class _Inserter:
         self._batches.put(batch)
 
     def _work(self) -> None:
-        while not self._stop.is_set():
+        while not self._end.near:
             try:
                 batch = self._batches.get(timeout=60)
             except queue.Empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,14 +76,17 @@ class Schedule:
         self.ring_waits.wait()
         self.rung += [(database, run) for run, _, _ in runs]
 
-    def start(self, *entries: Entry) -> Leader:
-        made = Leader(
+    def make(self, *entries: Entry) -> Leader:
+        return Leader(
             self.database("home"),
             {name: self.database(name) for name in self.urls},
             {each.name: each for each in entries},
             make_run=make_run,
             ring=self._ring,
         )
+
+    def start(self, *entries: Entry) -> Leader:
+        made = self.make(*entries)
         stop = threading.Event()
 
         def work() -> None:
@@ -471,6 +475,55 @@ def test_bells_that_hang_cost_no_leadership(schedule: Schedule, monkeypatch: Any
     assert schedule.session() == pid
     schedule.ring_waits.set()
     wait_until(lambda: schedule.rung)
+
+
+def test_a_signal_ends_it_wherever_it_is(schedule: Schedule, monkeypatch: Any) -> None:
+    """Between any two lines of a standby's pass, and of one that fails."""
+    monkeypatch.setattr(leading, "RETRY_S", 0.01)
+    monkeypatch.setattr(leading, "STANDBY_S", 0.01)
+    schedule.start(entry())
+    assert wait_until(schedule.session)
+    standby = schedule.make(entry())
+    standby.tick()
+    away = Leader(
+        settings.Database(name="home", url=SecretStr("postgresql://127.0.0.1:1/none")),
+        {},
+        {},
+        make_run=make_run,
+        ring=lambda *_: None,
+    )
+    for victim in (standby, away):
+        line, lines = 0, 1
+        while line < lines:
+            line += 1
+            lines = wait_until(lambda: lines_of_a_tick(victim, line), 5, lambda: f"line {line} of {lines}")  # noqa: B023
+        assert lines > 5
+    standby.release()
+
+
+def lines_of_a_tick(victim: Leader, signalled_at: int) -> int:
+    """Run a tick, told to end at one of its lines or threading's; returns how many it had, 0 if it hangs."""
+    seen = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal seen
+        if not frame.f_code.co_filename.endswith(("leader.py", "threading.py", "queue.py")):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == signalled_at:
+                victim.close()
+        return trace
+
+    def tick() -> None:
+        sys.settrace(trace)
+        victim.tick()
+        sys.settrace(None)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    thread.join(timeout=2)
+    return 0 if thread.is_alive() else seen
 
 
 def test_a_clock_that_is_set_runs_nothing_twice(schedule: Schedule, monkeypatch: Any) -> None:

@@ -32,7 +32,8 @@ class Due:
 def due(entry: Entry, last_slot: datetime, now: datetime) -> Due:
     """Judge an entry: the latest slot whose time has come is run, older ones were missed.
 
-    A last slot that lies in the future was dealt with before the clock went back; it stays so.
+    A last slot that lies in the future was dealt with before the clock went back; that there is one is for the
+    leader to see to.
     """
     slot = latest_slot(entry.cron, entry.timezone, now)
     if entry.due_at(slot) > now:  # the jitter is shorter than the gap to the slot before

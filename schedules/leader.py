@@ -176,21 +176,26 @@ class Leader:
                 f"The home database {self._home.name!r} is a standby",
                 remedy="Point its URL at the primary, or list all servers with target_session_attrs=read-write",
             )
+        self._set_clock(beat.clock)
         states = state.reconcile(connection, self._entries.values(), beat.clock)
         self._last = {name: states[name].last_slot for name in self._entries}
         self._paused = beat.paused
         self._on_their_way.clear()  # answers of an earlier term are not waited for
         self._unnoted.clear()
-        self._set_clock(beat.clock)
-        self._look_at_all(beat.clock)
+        self._look_at_all(self._now())
 
     def _beat(self) -> None:
         assert self._connection is not None  # it leads
+        asked = self._now()
         beat = state.heartbeat(self._connection)
+        answered = self._now()
         if not beat.leads or beat.in_recovery:
             raise TransientError("The session in the home database leads no longer")
-        jumped = self._clock is not None and abs(beat.clock - self._now()) > CLOCK_JUMP
-        self._set_clock(beat.clock)
+        # It was read between the question and the answer, which may have taken long.
+        jumped = not asked - CLOCK_JUMP <= beat.clock <= answered + CLOCK_JUMP
+        self._set_clock(
+            beat.clock if jumped else max(beat.clock, min(answered, beat.clock + (answered - asked)))
+        )
         resumed = (self._paused - beat.paused) & self._entries.keys()
         self._paused = beat.paused
         if self._unnoted:
@@ -241,6 +246,7 @@ class Leader:
     def _submit(self) -> None:
         """Hand what is due to its database's thread; one batch each at a time, what comes meanwhile goes together."""
         now = self._now()
+        self._take_back(now)
         batches: dict[str, list[tuple[Entry, Due]]] = defaultdict(list)
         while self._heap and self._heap[0][0] <= now:
             _, name = heapq.heappop(self._heap)
@@ -253,6 +259,26 @@ class Leader:
                 self._on_their_way.add(name)
         for database, items in batches.items():
             self._inserters[database].submit(_Batch(term=self._term, items=tuple(items)))
+
+    def _take_back(self, now: datetime) -> None:
+        """Let go on what was inserted up to a moment that has not come: the clock was wrong, maybe by a year."""
+        assert self._connection is not None  # it leads
+        ahead = {
+            name: self._last[name]
+            for due_at, name in self._heap
+            if due_at <= now and self._last[name] > now + CLOCK_JUMP
+        }
+        if not ahead:
+            return
+        state.take_back(self._connection, ahead, now)
+        self._last |= dict.fromkeys(ahead, now)
+        log.warning(
+            "schedule.taken_back",
+            entries=sorted(ahead)[:NAMED],
+            count=len(ahead),
+            was=max(ahead.values()).isoformat(),
+            clock=now.isoformat(),
+        )
 
     def _wait(self) -> None:
         """Until something is due or a database has answered, the heartbeat's interval at most."""
@@ -288,8 +314,10 @@ class Leader:
         queued = [each for each in answer.made if each.state == State.QUEUED]
         self._bells.ring(answer.database, [(each.id, each.task, each.queue) for each in queued])
         for entry, found in answer.batch.items:
-            self._last[entry.name] = slots[entry.name]
-            heapq.heappush(self._heap, (found.look_at, entry.name))
+            # Somebody may have resumed it meanwhile, from a later moment on.
+            self._last[entry.name] = max(self._last[entry.name], slots[entry.name])
+            ahead = slots[entry.name] > self._now() + CLOCK_JUMP  # by a clock that was set since
+            heapq.heappush(self._heap, (self._now() if ahead else found.look_at, entry.name))
         self._tell_missed(answer)
         names = [entry.name for entry, found in answer.batch.items if found.run]
         if names:

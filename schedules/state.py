@@ -99,6 +99,11 @@ def advance(connection: psycopg.Connection[Any], slots: Mapping[str, datetime]) 
     return {entry for (entry,) in found}
 
 
+def take_back(connection: psycopg.Connection[Any], entries: Iterable[str], now: datetime) -> None:
+    """Say that entries have been put into the ledger up to now only, although they were up to a later moment."""
+    connection.execute(_sql.take_back.sql, {"entries": sorted(entries), "now": now})
+
+
 def pause(connection: psycopg.Connection[Any], entry: str, *, by: str, reason: str | None) -> bool | None:
     """Pause an entry until it is resumed; whether it was paused before, None where it is not known."""
     row = connection.execute(_sql.pause.sql, {"entry": entry, "by": by, "reason": reason}).fetchone()

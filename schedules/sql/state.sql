@@ -68,6 +68,16 @@ SELECT s.entry
   JOIN new USING (entry)
  WHERE NOT EXISTS (SELECT 1 FROM noted WHERE noted.entry = s.entry);
 
+-- name: take_back!
+-- Lets entries go on from :now: they were noted up to a moment that has not come, by a clock that was wrong.
+WITH free AS (
+    SELECT s.entry FROM upkeep.schedule_state s WHERE s.entry = ANY (:entries::text[]) AND s.last_slot > :now ORDER BY s.entry FOR UPDATE SKIP LOCKED
+)
+UPDATE upkeep.schedule_state s
+   SET last_slot = :now, updated_at = pg_catalog.clock_timestamp()
+  FROM free
+ WHERE s.entry = free.entry;
+
 -- name: pause
 -- Pauses an entry: its slots are not run until it is resumed. One that is paused keeps who paused it and why. Says whether it was.
 UPDATE upkeep.schedule_state s

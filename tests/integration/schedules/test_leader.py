@@ -548,6 +548,71 @@ def test_a_clock_that_is_set_runs_nothing_twice(schedule: Schedule, monkeypatch:
     assert len({r.slot for r in schedule.runs()}) == count
 
 
+def test_a_clock_that_was_far_ahead_stops_nothing_when_it_is_right_again(
+    schedule: Schedule, monkeypatch: Any
+) -> None:
+    ahead = timedelta(days=30)
+
+    def beat(connection: Any, original: Any = state.heartbeat) -> state.Heartbeat:
+        found = original(connection)
+        return replace(found, clock=found.clock + ahead)
+
+    monkeypatch.setattr(leading.state, "heartbeat", beat)
+    tick = hourly()
+    schedule.known(tick, ago=HOUR)
+    with structlog.testing.capture_logs() as said:
+        schedule.start(tick)
+        wait_until(lambda: schedule.states()[tick.name].last_slot > datetime.now(UTC) + timedelta(days=29))
+        ahead = timedelta()
+        wait_until(lambda: schedule.states()[tick.name].last_slot < datetime.now(UTC))
+        known = len(schedule.runs())
+        ahead = HOUR
+        wait_until(lambda: len(schedule.runs()) == known + 1)
+    assert schedule.runs()[0].slot == latest_slot(HOURLY, "UTC", datetime.now(UTC)) + HOUR
+    (told,) = [line for line in said if line["event"] == "schedule.taken_back"]
+    assert (told["log_level"], told["entries"], told["count"]) == ("warning", [tick.name], 1)
+
+
+def test_a_slow_answer_is_no_clock_that_was_set(schedule: Schedule, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leading, "CLOCK_JUMP", timedelta(milliseconds=50))
+    answers: list[state.Heartbeat] = []
+
+    def beat(connection: Any, original: Any = state.heartbeat) -> state.Heartbeat:
+        answers.append(original(connection))
+        if len(answers) % 3 == 0:
+            threading.Event().wait(0.3)
+        return answers[-1]
+
+    monkeypatch.setattr(leading.state, "heartbeat", beat)
+    with structlog.testing.capture_logs() as said:
+        schedule.start(entry())
+        wait_until(lambda: len(answers) > 9)
+    assert [line["event"] for line in said] == ["scheduler.leads"]
+
+
+def test_what_is_resumed_while_its_slot_is_on_its_way_begins_with_the_next_one(schedule: Schedule) -> None:
+    tick, slot = hourly(), latest_slot(HOURLY, "UTC", datetime.now(UTC))
+    schedule.known(tick)
+    with schedule.look() as connection, psycopg.connect(schedule.urls["home"]) as holder:
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = %s", (slot - 3 * HOUR,))
+        # Its insert waits until somebody has decided about one of its runs.
+        ledger.insert(holder, make_run(tick, slot - HOUR))
+        only = schedule.start(tick)
+        wait_until(
+            lambda: connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'upkeep/schedule'"
+                " AND wait_event = 'transactionid'"
+            ).fetchone()[0]
+        )
+        state.pause(connection, tick.name, by="ada", reason=None)
+        wait_until(lambda: tick.name in only._paused)
+        state.resume(connection, tick.name)
+        wait_until(lambda: tick.name not in only._paused)
+        holder.rollback()
+    wait_until(lambda: schedule.rung)
+    assert only._last[tick.name] > slot
+
+
 def test_many_entries_of_one_slot_go_in_one_statement(schedule: Schedule) -> None:
     entries = [entry(f"tier_{n}") for n in range(300)]
     schedule.known(*entries, ago=timedelta(minutes=5))

@@ -52,15 +52,20 @@ class Entry:
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def expiry(self, slot: datetime) -> datetime:
-        """When a tick is not worth starting any more: at the next slot, whatever the clocks do between."""
-        return next_slot(self.cron, self.timezone, slot)
+        """When a tick is not worth starting any more: at the next slot, whatever the clocks do between.
+
+        With jitter when the next one is there in any case: one that came late is not missed because that comes early.
+        """
+        return next_slot(self.cron, self.timezone, slot) + self.jitter
 
     def due_at(self, slot: datetime) -> datetime:
         """When a slot is put into the ledger: the same for every scheduler, another for every slot."""
         if not self.jitter:
             return slot
+        # Where the clocks skip an hour, slots are closer than the wall clock says: none may overtake the next.
+        room = min(self.jitter, next_slot(self.cron, self.timezone, slot) - slot)
         digest = hashlib.blake2b(f"{self.name} {slot.isoformat()}".encode(), digest_size=4).digest()
-        return slot + self.jitter * (int.from_bytes(digest) / 2**32)
+        return slot + room * (int.from_bytes(digest) / 2**32)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -78,3 +80,96 @@ def test_jitter_moves_the_moment_and_never_the_slot(minutes: int) -> None:
         assert spread.due_at(candidate) <= now
     following = (candidate or NOON - 5 * MINUTE) + 5 * MINUTE
     assert found.look_at == spread.due_at(following) > now
+
+
+ZONES = {  # the day on which the clocks go forward, and back
+    "America/New_York": ("2026-03-08", "2026-11-01"),
+    "Europe/Berlin": ("2026-03-29", "2026-10-25"),
+}
+CHANGES = [(zone, day) for zone, days in ZONES.items() for day in days]
+
+
+def midnight(zone: str, day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+
+
+@dataclass
+class Walk:
+    """A leader's day: it looks when a look has told it to, or by the minute; what it does when."""
+
+    entry: Entry
+    now: datetime
+    ran: list[tuple[datetime, datetime]] = field(default_factory=list)
+    missed: list[datetime] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.last_slot = self.now
+
+    def until(self, end: datetime, step: timedelta | None = None) -> Walk:
+        while self.now < end:
+            found = due(self.entry, self.last_slot, self.now)
+            if found.last_slot is not None:
+                slots, more = missed(self.entry, found)
+                assert not more
+                self.missed += slots
+                if found.run:
+                    self.ran.append((found.run, self.now))
+                self.last_slot = found.last_slot
+            self.now = min(end, self.now + step if step else found.look_at)
+        return self
+
+    @property
+    def slots(self) -> list[datetime]:
+        return sorted([slot for slot, _ in self.ran] + self.missed)
+
+
+STEPS = pytest.mark.parametrize("step", [None, MINUTE], ids=["when told to", "by the minute"])
+
+
+@pytest.mark.parametrize(("zone", "day"), CHANGES)
+class TestClocksAreChanged:
+    @STEPS
+    def test_quarters_and_hours_go_on(self, zone: str, day: str, step: timedelta | None) -> None:
+        start = midnight(zone, day) - timedelta(hours=3)
+        for cron, every in (("*/15 * * * *", 15 * MINUTE), ("0 * * * *", 60 * MINUTE)):
+            walk = Walk(entry(cron, timezone=zone), start).until(start + timedelta(hours=12), step)
+            # By the clock that nobody changes: each once, on time, in both of the hours that are called the same.
+            assert walk.ran == [
+                (at, at) for n in range(1, 12 * 60 // 15) if (at := start + n * every) < walk.now
+            ]
+            assert walk.missed == []
+
+    @STEPS
+    @pytest.mark.parametrize("cron", ["30 1 * * *", "30 2 * * *", "0 3 * * *"])
+    def test_what_is_due_once_a_day_is_run_once_a_day(
+        self, cron: str, zone: str, day: str, step: timedelta | None
+    ) -> None:
+        start = midnight(zone, day) - timedelta(days=1)
+        walk = Walk(entry(cron, timezone=zone), start).until(start + timedelta(hours=72), step)
+        days = [slot.astimezone(ZoneInfo(zone)).date() for slot, _ in walk.ran]
+        assert days == [date.fromisoformat(day) + timedelta(days=n) for n in (-1, 0, 1)]
+        assert walk.missed == []
+        assert [slot for slot, _ in walk.ran] == [at for _, at in walk.ran]
+
+    @pytest.mark.parametrize(
+        "cron", ["*/15 * * * *", "30 * * * *", "30 1 * * *", "30 2 * * *", "30 1,2,3 * * *"]
+    )
+    def test_no_slot_is_lost_by_a_restart_at_any_minute(self, cron: str, zone: str, day: str) -> None:
+        start, each = midnight(zone, day), entry(cron, timezone=zone)
+        all_day = Walk(each, start).until(start + timedelta(hours=6)).slots
+        for minute in range(30, 5 * 60, 7):
+            left = start + minute * MINUTE
+            walk = Walk(each, start).until(left)
+            walk.now += 25 * MINUTE
+            walk.until(start + timedelta(hours=6))
+            assert walk.slots == all_day, minute
+            # What fell into the time without a leader is run late, or told where another one has come since.
+            assert all(left <= slot < left + 25 * MINUTE for slot in walk.missed), minute
+
+    def test_jitter_lets_no_slot_overtake_the_next(self, zone: str, day: str) -> None:
+        start = midnight(zone, day)
+        for number in range(40):
+            spread = entry("30 1,2,3 * * *", timezone=zone, jitter=59 * MINUTE)
+            walk = Walk(replace(spread, name=f"d/tier_{number}"), start).until(start + timedelta(hours=8))
+            assert walk.missed == []
+            assert len(walk.ran) == 3

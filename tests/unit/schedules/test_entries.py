@@ -99,6 +99,16 @@ def test_jitter_is_the_same_for_every_scheduler_and_another_for_every_slot() -> 
     assert timedelta(minutes=2) < max(late) < timedelta(minutes=4)
 
 
+def test_a_tick_that_jitter_makes_late_has_its_time() -> None:
+    tier = Tier(name="spread", cron="*/5 * * * *", jitter=timedelta(minutes=4))
+    tick = entries(fleet(database("d", "spread", own=(tier,))))["d/spread"]
+    for minute in range(0, 60, 5):
+        slot = datetime(2026, 3, 6, 14, minute, tzinfo=UTC)
+        assert tick.expiry(slot) - tick.due_at(slot) > timedelta(minutes=5)
+        # And no more than two wait for a worker.
+        assert tick.expiry(slot) < slot + 2 * timedelta(minutes=5)
+
+
 def test_the_same_settings_make_equal_entries() -> None:
     declared = fleet(database("lending", "daily"))
     assert entries(declared) == entries(declared)

@@ -33,6 +33,8 @@ IDLE_SESSION_TIMEOUT = timedelta(minutes=15)
 POOL_IDLE_S = 300.0
 # The pool's own retries get slower and slower, to minutes; ours go on for as long as somebody wants a connection.
 POOL_RETRY_S = 5.0
+# Longer than connecting takes; then we ask why. So long a request for a database that is away keeps a worker's place.
+FIRST_PATIENCE_S = 1.0
 
 _SESSION_SETTINGS = {
     "client_connection_check_interval": "1s",
@@ -186,16 +188,15 @@ class Pools:
         asked = False
         while True:
             try:
-                connection = pool.getconn(timeout=pool.timeout)
+                connection = pool.getconn(timeout=pool.timeout if asked else FIRST_PATIENCE_S)
             except PoolTimeout as exc:
-                # The pool keeps the reason to its log: ask once more to be able to say it.
-                with connect(conninfo, application_name=application_name or "upkeep"):
-                    pass
                 if asked:
                     raise TransientError(
                         f"The database {database!r} gave no connection in {pool.timeout:.0f} s"
                     ) from exc
-                asked = True
+                # The pool keeps the reason to its log: ask for one ourselves to be able to say it.
+                with connect(conninfo, application_name=application_name or "upkeep"):
+                    asked = True
                 continue
             try:
                 rename(connection, application_name or "upkeep")

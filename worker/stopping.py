@@ -178,6 +178,8 @@ def _ended(pid: int) -> bool:
 
 
 def _send(pid: int, number: signal.Signals) -> None:
+    if pid == os.getpid():  # a pool of threads: there is no child to tell, and the process is not meant
+        return
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 

@@ -30,6 +30,7 @@ from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
 from tasks.refresh.view import manage
+from worker.broker import outlive_a_lost_connection
 from worker.reaper import Reaper
 from worker.stopping import Request, Stopping
 
@@ -125,6 +126,7 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu's are partial
 
 
+outlive_a_lost_connection()
 app = Upkeep("upkeep", set_as_current=True)
 app.add_defaults(lambda: configuration(app.runtime.settings))
 app.steps["worker"].update({Reaper, Stopping})

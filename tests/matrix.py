@@ -133,7 +133,7 @@ def test(name: str, found: str, bin_dir: Path, pytest_arguments: list[str], *, s
             "-m",
             "pytest",
             "-m",
-            "postgres",
+            "postgres and not any_server",
             f"--junitxml={report}",
             *pytest_arguments,
         ]

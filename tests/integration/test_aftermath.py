@@ -16,6 +16,8 @@ from tests.faults.aftermath import Slot, assert_nothing_is_left, assert_nothing_
 from tests.processes import TIER, VIEW, Kept, fleet
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 SLOT = datetime(2026, 1, 5, 6, tzinfo=UTC)
 TICK = Slot(task=TIER, target="daily", entry="daily", slot=SLOT)
 

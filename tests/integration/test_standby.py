@@ -9,6 +9,8 @@ from tests import servers
 from tests.standby import streaming_pair, timeline
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 
 def rows(url: str) -> list[int]:
     with psycopg.connect(url) as connection:

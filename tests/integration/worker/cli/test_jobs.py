@@ -11,6 +11,8 @@ from tests.conftest import NewDatabase
 from tests.integration.worker.cli.conftest import Upkeep
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 JOBS = """
 [fleet]
 home = "kept"

@@ -18,6 +18,8 @@ from tests.servers import Database
 from tests.waiting import wait_until
 from worker import cli
 
+pytestmark = pytest.mark.any_server
+
 ALL = ("run", "upkeep.refresh.all")
 VIEW = ("run", "upkeep.refresh.view")
 

@@ -23,6 +23,8 @@ from tests.integration.worker.cli.conftest import Upkeep
 from tests.servers import Database
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 MORE = """
 [databases.kept.tiers.five_minutes]
 jitter = "2m"

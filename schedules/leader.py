@@ -34,6 +34,7 @@ from fleet.settings import Database
 from schedules import state
 from schedules.due import Due, due, missed
 from schedules.entries import Entry
+from schedules.expiry import end_expired
 
 log = structlog.get_logger(__name__)
 
@@ -383,9 +384,12 @@ class _Inserter:
                 continue
             left = list(batch.items)
             try:
-                self._connect()
+                connection = self._connect()
+                # A worker's reaper does this every second. Where there is none, a tick ends when its next one comes.
+                while end_expired(connection, self._database.name):
+                    pass
                 while left:
-                    answer = self._insert(replace(batch, items=tuple(left)))
+                    answer = self._insert(connection, replace(batch, items=tuple(left)))
                     self._answers.put(answer)
                     del left[: len(answer.batch.items)]
                 if self._away:
@@ -401,7 +405,7 @@ class _Inserter:
                     )
                 self._away = True
 
-    def _connect(self) -> None:
+    def _connect(self) -> psycopg.Connection[Any]:
         """A session that answers: one that broke while it lay there must not make a slot late."""
         if self._connection is not None:
             try:
@@ -412,10 +416,10 @@ class _Inserter:
             connection = connect(self._database.url.get_secret_value(), application_name="upkeep/schedule")
             self._connection = connection
             refuse_unless_current(connection, self._database.name)
+        return self._connection
 
-    def _insert(self, batch: _Batch) -> _Answer:
+    def _insert(self, connection: psycopg.Connection[Any], batch: _Batch) -> _Answer:
         """Insert the runs of the batch's first items; the answer has these items only."""
-        assert self._connection is not None  # it has been opened
         runs: list[NewRun] = []
         more = set()
         taken = 0
@@ -427,7 +431,7 @@ class _Inserter:
             taken += 1
             if len(runs) >= ROWS:
                 break
-        made = ledger.insert_all(self._connection, runs, worker="scheduler")
+        made = ledger.insert_all(connection, runs, worker="scheduler")
         return _Answer(
             database=self._database.name,
             batch=replace(batch, items=batch.items[:taken]),

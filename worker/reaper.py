@@ -22,6 +22,7 @@ from fleet.postgres.catalog.server import read_server
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
 from schedules.bell import ring
+from schedules.expiry import end_expired
 from tasks.base import Runtime
 from tasks.refresh.promotion import REFRESH_ALL, refresh_what_is_of_another_timeline
 from tasks.refresh.view import manage
@@ -103,11 +104,7 @@ class Watch:
             refuse_unless_current(connection, self._database.name)
             manage(connection, self._database)
             self._look_for_a_promotion(connection)
-        for run in ledger.miss_expired(self._connection):
-            log.error(
-                "run.missed", database=self._database.name, run_id=run.id, task=run.task, target=run.target,
-                slot=run.slot, reason=run.reason,
-            )  # fmt: skip
+        end_expired(self._connection, self._database.name)
         due = ledger.ring_due(self._connection, busy=self._busy_queues())
         if due:
             rung = ring(self._app, self._database.name, ((run.id, run.task, run.queue) for run in due))

@@ -32,19 +32,14 @@ from tests.waiting import wait_until
 TIER = "upkeep.refresh.tier"
 
 
-def entry(label: str = "five_minutes", database: str = "home", **changes: Any) -> Entry:
-    values: dict[str, Any] = {"cron": "*/5 * * * *"} | changes
-    return Entry(name=f"{database}/{label}", database=database, task=TIER, label=label, **values)
-
-
 HOUR = timedelta(hours=1)
 # Two minutes ago, and not again while these tests run.
 HOURLY = f"{(datetime.now(UTC).minute - 2) % 60} * * * *"
 
 
-def hourly(label: str = "hourly", **changes: Any) -> Entry:
-    """An entry of which no slot comes while a test looks."""
-    return entry(label, cron=HOURLY, **changes)
+def entry(label: str = "hourly", database: str = "home", **changes: Any) -> Entry:
+    values: dict[str, Any] = {"cron": HOURLY} | changes
+    return Entry(name=f"{database}/{label}", database=database, task=TIER, label=label, **values)
 
 
 def make_run(each: Entry, slot: datetime) -> NewRun:
@@ -150,19 +145,18 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "HEARTBEAT_S", 0.1)
 
 
-def latest(minutes: int = 5) -> datetime:
-    now = datetime.now(UTC).replace(second=0, microsecond=0)
-    return now - timedelta(minutes=now.minute % minutes)
+def latest() -> datetime:
+    return latest_slot(HOURLY, "UTC", datetime.now(UTC))
 
 
 def test_a_slot_that_went_by_is_run_noted_and_rung(schedule: Schedule) -> None:
     tick = entry()
-    schedule.known(tick, ago=timedelta(minutes=5))
+    schedule.known(tick, ago=HOUR)
     schedule.start(tick)
     run = wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"])[0]
-    assert run.slot in {latest(), latest() - timedelta(minutes=5)}
-    assert (run.task, run.target, run.entry) == (TIER, "five_minutes", "five_minutes")
-    assert (run.as_of, run.expires_at) == (run.slot, run.slot + timedelta(minutes=5))
+    assert run.slot == latest()
+    assert (run.task, run.target, run.entry) == (TIER, "hourly", "hourly")
+    assert (run.as_of, run.expires_at) == (run.slot, run.slot + HOUR)
     wait_until(lambda: ("home", run.id) in schedule.rung)
     # Noted before it was rung for: there is no bell without a note.
     assert schedule.states()[tick.name].last_slot == run.slot
@@ -173,11 +167,11 @@ def test_a_new_entry_begins_with_its_next_slot(schedule: Schedule) -> None:
     wait_until(schedule.states)
     assert wait_until(schedule.session)
     assert schedule.runs() == []
-    assert abs(schedule.states()["home/five_minutes"].last_slot - datetime.now(UTC)) < timedelta(seconds=10)
+    assert abs(schedule.states()["home/hourly"].last_slot - datetime.now(UTC)) < timedelta(seconds=10)
 
 
 def test_slots_without_a_leader_are_missed_and_the_latest_is_run(schedule: Schedule) -> None:
-    lax, strict = entry("lax"), entry("strict", catch_up="none", cron="0 * * * *")
+    lax, strict = entry("lax", cron="*/5 * * * *"), entry("strict", catch_up="none", cron="0 * * * *")
     schedule.known(lax, ago=timedelta(minutes=20))
     schedule.known(lax, strict, ago=timedelta(hours=3))
     with schedule.look() as connection:
@@ -214,7 +208,7 @@ def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monk
     monkeypatch.setattr(leading, "SILENCE", "1s")
     monkeypatch.setattr(leading, "ROWS", 150)
     entries = [entry(f"tier_{n}") for n in range(8)]
-    schedule.known(*entries, ago=timedelta(days=3))
+    schedule.known(*entries, ago=timedelta(days=30))
     with structlog.testing.capture_logs() as said:
         schedule.start(*entries)
         wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"], 20)
@@ -232,17 +226,18 @@ def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monk
 
 
 def test_a_slot_that_a_dead_leader_inserted_was_not_missed(schedule: Schedule) -> None:
-    tick = hourly()
-    slot = latest_slot(HOURLY, "UTC", datetime.now(UTC))
+    tick = entry()
+    slot = latest()
     schedule.known(tick, ago=3 * HOUR)
     with schedule.look() as connection:
-        ledger.insert(connection, make_run(tick, slot - HOUR))
+        before, _ = ledger.insert(connection, make_run(tick, slot - HOUR))
+        ledger.finish(connection, before, ledger.State.SUCCEEDED)
     with structlog.testing.capture_logs() as said:
         schedule.start(tick)
         wait_until(lambda: schedule.rung)
     assert [(r.slot, r.state) for r in schedule.runs()] == [
         (slot - 2 * HOUR, "missed"),
-        (slot - HOUR, "queued"),
+        (slot - HOUR, "succeeded"),
         (slot, "queued"),
     ]
     (told,) = [line for line in said if line["event"] == "schedule.missed"]
@@ -257,7 +252,7 @@ def test_one_leads_and_the_other_takes_over_with_what_was_written_meanwhile(sche
     pid = schedule.session()
     # Behind the standby's back: it must read this when it is promoted, not what it knew before.
     with schedule.look() as connection:
-        connection.execute("UPDATE upkeep.schedule_state SET last_slot = now() - '5 min'::interval")
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = now() - '1 h'::interval")
     assert not second.leads
     schedule.end(first)
     wait_until(lambda: second.leads)
@@ -265,7 +260,7 @@ def test_one_leads_and_the_other_takes_over_with_what_was_written_meanwhile(sche
     wait_until(lambda: len(schedule.runs()) == 1)
     # And again from the start: nothing is inserted a second time.
     with schedule.look() as connection:
-        connection.execute("UPDATE upkeep.schedule_state SET last_slot = last_slot - '5 min'::interval")
+        connection.execute("UPDATE upkeep.schedule_state SET last_slot = last_slot - '1 h'::interval")
     schedule.end(second)
     third = schedule.start(tick)
     wait_until(lambda: third.leads and schedule.states()[tick.name].last_slot == schedule.runs()[-1].slot)
@@ -279,13 +274,11 @@ def test_two_that_both_believe_to_lead_run_nothing_twice(schedule: Schedule, mon
         leading.state, "heartbeat", lambda c, beat=state.heartbeat: replace(beat(c), leads=True)
     )
     entries = [entry(f"tier_{n}") for n in range(50)]
-    schedule.known(*entries, ago=timedelta(minutes=5))
+    schedule.known(*entries, ago=HOUR)
     for _ in range(2):
         schedule.start(*entries)
     wait_until(lambda: len({r.target for r in schedule.runs()}) == 50)
-    wait_until(
-        lambda: all(s.last_slot >= latest() - timedelta(minutes=5) for s in schedule.states().values())
-    )
+    wait_until(lambda: all(s.last_slot >= latest() for s in schedule.states().values()))
     keys = [(r.target, r.slot) for r in schedule.runs()]
     assert len(keys) == len(set(keys))
     wait_until(lambda: len(schedule.rung) >= 50)
@@ -347,14 +340,14 @@ def test_a_database_that_is_away_holds_up_no_other_and_catches_up(
     away = new_database(migrated=True)
     schedule.urls["away"] = away.url
     here, there = entry("here"), entry("there", "away")
-    schedule.known(here, there, ago=timedelta(minutes=10))
+    schedule.known(here, there, ago=2 * HOUR)
     with schedule.look() as connection, structlog.testing.capture_logs() as said:
         allow = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
         connection.execute(allow.format(sql.Identifier(away.name), sql.SQL("false")))
         schedule.start(here, there)
         wait_until(lambda: [r for r in schedule.runs() if r.target == "here" and r.state == "queued"])
         wait_until(lambda: [line for line in said if line["event"] == "schedule.database_away"])
-        assert schedule.states()[there.name].last_slot < datetime.now(UTC) - timedelta(minutes=9)
+        assert schedule.states()[there.name].last_slot < datetime.now(UTC) - HOUR
         connection.execute(allow.format(sql.Identifier(away.name), sql.SQL("true")))
         wait_until(lambda: [line for line in said if line["event"] == "schedule.database_back"])
         caught_up = wait_until(lambda: schedule.runs("away"))
@@ -368,7 +361,7 @@ def test_a_session_that_broke_while_it_lay_idle_makes_no_slot_late(
     schedule: Schedule, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(leading, "RETRY_S", 20)
-    first, second = hourly("first"), hourly("second")
+    first, second = entry("first"), entry("second")
     schedule.known(first, second, ago=HOUR)
     with schedule.look() as connection, structlog.testing.capture_logs() as said:
         state.pause(connection, second.name, by="ada", reason=None)
@@ -389,9 +382,28 @@ def test_a_session_that_broke_while_it_lay_idle_makes_no_slot_late(
     assert "schedule.database_away" not in [line["event"] for line in said]
 
 
+def test_a_tick_that_no_worker_starts_ends_with_the_next_one_and_is_told(schedule: Schedule) -> None:
+    tick, slot = entry(), latest()
+    schedule.known(tick, ago=HOUR)
+    with schedule.look() as connection, structlog.testing.capture_logs() as said:
+        expired = [
+            replace(make_run(tick, slot - n * HOUR), target=f"tier_{n}")
+            for n in range(1, ledger.RING_BATCH + 5)
+        ]
+        ledger.insert_all(connection, expired, worker="scheduler")
+        # No reaper is here: this is what is done for a fleet without a single worker.
+        schedule.start(tick)
+        wait_until(lambda: len([r for r in schedule.runs() if r.state == "missed"]) == len(expired))
+        wait_until(lambda: schedule.rung)
+    told = [line for line in said if line["event"] == "run.missed"]
+    assert len(told) == len({line["run_id"] for line in told}) == len(expired)
+    assert {line["log_level"] for line in told} == {"error"}
+    assert [r.slot for r in schedule.runs() if r.state == "queued"] == [slot]
+
+
 def test_a_paused_entry_rests_and_goes_on_with_its_next_slot(schedule: Schedule) -> None:
     tick, other = entry(), entry("other")
-    schedule.known(tick, other, ago=timedelta(minutes=5))
+    schedule.known(tick, other, ago=HOUR)
     with schedule.look() as connection:
         assert state.pause(connection, tick.name, by="ada", reason="a migration") is False
         assert state.pause(connection, tick.name, by="bob", reason=None) is True
@@ -412,7 +424,7 @@ def test_a_paused_entry_rests_and_goes_on_with_its_next_slot(schedule: Schedule)
 
 
 def test_a_transaction_that_somebody_forgot_holds_up_no_other_entry(schedule: Schedule) -> None:
-    held, other = hourly("held"), hourly("other")
+    held, other = entry("held"), entry("other")
     schedule.known(held, other, ago=HOUR)
     known = schedule.states()[held.name].last_slot
     with psycopg.connect(schedule.urls["home"]) as forgotten, structlog.testing.capture_logs() as said:
@@ -433,8 +445,8 @@ def test_a_transaction_that_somebody_forgot_holds_up_no_other_entry(schedule: Sc
 
 def test_an_entry_that_changed_begins_anew_and_a_removed_one_is_kept_as_history(schedule: Schedule) -> None:
     tick, gone = entry(), entry("gone")
-    schedule.known(tick, gone, ago=timedelta(hours=1))
-    changed = entry(cron="*/10 * * * *")
+    schedule.known(tick, gone, ago=HOUR)
+    changed = entry(cron="0 0 1 1 *")
     schedule.start(changed)
     wait_until(lambda: gone.name not in schedule.states())
     assert schedule.states()[tick.name].last_slot > datetime.now(UTC) - timedelta(seconds=20)
@@ -447,7 +459,7 @@ def test_an_entry_that_changed_begins_anew_and_a_removed_one_is_kept_as_history(
 
 def test_rows_of_a_newer_version_are_refused_with_the_remedy(schedule: Schedule) -> None:
     tick = entry()
-    schedule.known(tick, ago=timedelta(minutes=10))
+    schedule.known(tick, ago=2 * HOUR)
     with schedule.look() as connection:
         connection.execute("UPDATE upkeep.schedule_state SET format = 2, definition = %s", (Jsonb({"x": 1}),))
     with structlog.testing.capture_logs() as said:
@@ -463,7 +475,7 @@ def test_rows_of_a_newer_version_are_refused_with_the_remedy(schedule: Schedule)
 def test_bells_that_hang_cost_no_leadership(schedule: Schedule, monkeypatch: Any) -> None:
     monkeypatch.setattr(leading, "SILENCE", "500ms")
     first, second = entry("first"), entry("second")
-    schedule.known(first, ago=timedelta(minutes=5))
+    schedule.known(first, ago=HOUR)
     schedule.ring_waits.clear()
     only = schedule.start(first, second)
     wait_until(schedule.runs)
@@ -539,7 +551,7 @@ def test_a_clock_that_is_set_runs_nothing_twice(schedule: Schedule, monkeypatch:
     with structlog.testing.capture_logs() as said:
         only = schedule.start(tick)
         wait_until(lambda: only.leads)
-        ahead = timedelta(hours=1)
+        ahead = HOUR
         wait_until(lambda: [r for r in schedule.runs() if r.state == "queued"])
         count = len(schedule.runs())
         ahead = timedelta()
@@ -559,7 +571,7 @@ def test_a_clock_that_was_far_ahead_stops_nothing_when_it_is_right_again(
         return replace(found, clock=found.clock + ahead)
 
     monkeypatch.setattr(leading.state, "heartbeat", beat)
-    tick = hourly()
+    tick = entry()
     schedule.known(tick, ago=HOUR)
     with structlog.testing.capture_logs() as said:
         schedule.start(tick)
@@ -569,7 +581,7 @@ def test_a_clock_that_was_far_ahead_stops_nothing_when_it_is_right_again(
         known = len(schedule.runs())
         ahead = HOUR
         wait_until(lambda: len(schedule.runs()) == known + 1)
-    assert schedule.runs()[0].slot == latest_slot(HOURLY, "UTC", datetime.now(UTC)) + HOUR
+    assert schedule.runs()[0].slot == latest() + HOUR
     (told,) = [line for line in said if line["event"] == "schedule.taken_back"]
     assert (told["log_level"], told["entries"], told["count"]) == ("warning", [tick.name], 1)
 
@@ -592,7 +604,7 @@ def test_a_slow_answer_is_no_clock_that_was_set(schedule: Schedule, monkeypatch:
 
 
 def test_what_is_resumed_while_its_slot_is_on_its_way_begins_with_the_next_one(schedule: Schedule) -> None:
-    tick, slot = hourly(), latest_slot(HOURLY, "UTC", datetime.now(UTC))
+    tick, slot = entry(), latest()
     schedule.known(tick)
     with schedule.look() as connection, psycopg.connect(schedule.urls["home"]) as holder:
         connection.execute("UPDATE upkeep.schedule_state SET last_slot = %s", (slot - 3 * HOUR,))
@@ -616,7 +628,7 @@ def test_what_is_resumed_while_its_slot_is_on_its_way_begins_with_the_next_one(s
 
 def test_many_entries_of_one_slot_go_in_one_statement(schedule: Schedule) -> None:
     entries = [entry(f"tier_{n}") for n in range(300)]
-    schedule.known(*entries, ago=timedelta(minutes=5))
+    schedule.known(*entries, ago=HOUR)
     schedule.start(*entries)
     wait_until(lambda: len(schedule.rung) >= 300)
     with schedule.look() as connection:

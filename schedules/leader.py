@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,12 +67,11 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """What became of a batch, or of a part of it; `more`: entries whose oldest missed slots were not written down."""
+    """What became of a batch, or of a part of it."""
 
     database: str
     batch: _Batch
     made: tuple[Inserted, ...] = ()
-    more: frozenset[str] = frozenset()
     error: Exception | None = None
 
 
@@ -124,6 +123,7 @@ class Leader:
         """Do what is due, and wait for what comes next, a second at most."""
         try:
             if not self._lead():
+                self._settle()
                 time.sleep(STANDBY_S)
                 return
             self._beat()
@@ -302,7 +302,10 @@ class Leader:
 
     def _take(self, answer: _Answer) -> None:
         """Note what a database has got, then ring; what it could not take is tried again."""
-        if answer.batch.term != self._term or self._connection is None:
+        queued = [(each.id, each.task, each.queue) for each in answer.made if each.state == State.QUEUED]
+        if answer.batch.term != self._term or not self._leads or self._connection is None:
+            # They are there all the same: whoever leads now makes none of them, and so rings for none.
+            self._bells.ring(answer.database, queued)
             return
         self._on_their_way -= {entry.name for entry, _ in answer.batch.items}
         if answer.error is not None:
@@ -312,14 +315,12 @@ class Leader:
             return
         slots = {entry.name: found.last_slot for entry, found in answer.batch.items if found.last_slot}
         self._note(self._connection, slots)
-        queued = [each for each in answer.made if each.state == State.QUEUED]
-        self._bells.ring(answer.database, [(each.id, each.task, each.queue) for each in queued])
+        self._bells.ring(answer.database, queued)
         for entry, found in answer.batch.items:
             # Somebody may have resumed it meanwhile, from a later moment on.
             self._last[entry.name] = max(self._last[entry.name], slots[entry.name])
             ahead = slots[entry.name] > self._now() + CLOCK_JUMP  # by a clock that was set since
             heapq.heappush(self._heap, (self._now() if ahead else found.look_at, entry.name))
-        self._tell_missed(answer)
         names = [entry.name for entry, found in answer.batch.items if found.run]
         if names:
             log.info("schedule.inserted", database=answer.database, runs=len(queued), entries=names[:NAMED])
@@ -329,22 +330,6 @@ class Leader:
         self._unnoted |= slots
         held = state.advance(connection, self._unnoted)
         self._unnoted = {name: slot for name, slot in self._unnoted.items() if name in held}
-
-    def _tell_missed(self, answer: _Answer) -> None:
-        """By what was written down: a slot that somebody inserted before he died was not missed."""
-        slots: dict[str, list[datetime]] = defaultdict(list)
-        for each in answer.made:
-            if each.state == State.MISSED and each.slot is not None:
-                slots[each.entry].append(each.slot)
-        for label, missing in slots.items():
-            log.error(
-                "schedule.missed",
-                entry=f"{answer.database}/{label}",
-                slots=len(missing),
-                more=label in answer.more,
-                first=min(missing).isoformat(),
-                last=max(missing).isoformat(),
-            )
 
 
 class _Inserter:
@@ -432,12 +417,25 @@ class _Inserter:
             if len(runs) >= ROWS:
                 break
         made = ledger.insert_all(connection, runs, worker="scheduler")
-        return _Answer(
-            database=self._database.name,
-            batch=replace(batch, items=batch.items[:taken]),
-            made=tuple(made),
-            more=frozenset(more),
-        )
+        self._tell_missed(made, more)
+        part = replace(batch, items=batch.items[:taken])
+        return _Answer(database=self._database.name, batch=part, made=tuple(made))
+
+    def _tell_missed(self, made: Iterable[Inserted], more: Collection[str]) -> None:
+        """By what was written down just now: a slot that somebody inserted before he died was not missed."""
+        slots: dict[str, list[datetime]] = defaultdict(list)
+        for each in made:
+            if each.state == State.MISSED and each.slot is not None:
+                slots[each.entry].append(each.slot)
+        for label, missing in slots.items():
+            log.error(
+                "schedule.missed",
+                entry=f"{self._database.name}/{label}",
+                slots=len(missing),
+                more=label in more,
+                first=min(missing).isoformat(),
+                last=max(missing).isoformat(),
+            )
 
     def _runs(self, entry: Entry, found: Due, slots: Sequence[datetime], *, older: bool) -> list[NewRun]:
         runs = []
@@ -460,7 +458,9 @@ class _Bells:
 
     def __init__(self, ring: Callable[[str, Iterable[tuple[int, str, str]]], object]) -> None:
         self._ring = ring
-        self._waiting: queue.SimpleQueue[tuple[str, list[tuple[int, str, str]]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[float, str, list[tuple[int, str, str]]] | None] = (
+            queue.SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
 
     def ring(self, database: str, runs: list[tuple[int, str, str]]) -> None:
@@ -470,7 +470,7 @@ class _Bells:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="schedule-bells", daemon=True)
             self._thread.start()
-        self._waiting.put((database, runs))
+        self._waiting.put((time.monotonic(), database, runs))
 
     def close(self) -> None:
         """Let the thread end; bells that it has not rung are the reaper's."""
@@ -478,7 +478,12 @@ class _Bells:
 
     def _work(self) -> None:
         while (waiting := self._waiting.get()) is not None:
+            since, database, runs = waiting
+            if time.monotonic() - since > ledger.LONG_RING_PATIENCE.total_seconds():
+                # The reaper has rung for these, or will: a broker that is back must not be flooded with an hour's.
+                log.info("schedule.bells_left_out", database=database, runs=len(runs))
+                continue
             try:
-                self._ring(*waiting)
+                self._ring(database, runs)
             except Exception:  # the thread must live on: the reaper rings for these
-                log.exception("schedule.bells_failed", database=waiting[0])
+                log.exception("schedule.bells_failed", database=database)

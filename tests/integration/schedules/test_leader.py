@@ -490,6 +490,59 @@ def test_bells_that_hang_cost_no_leadership(schedule: Schedule, monkeypatch: Any
     wait_until(lambda: schedule.rung)
 
 
+def test_bells_that_waited_too_long_are_left_to_the_reaper(schedule: Schedule, monkeypatch: Any) -> None:
+    first, second, third = entry("first"), entry("second"), entry("third")
+    schedule.known(first, second, third, ago=HOUR)
+    with schedule.look() as connection:
+        state.pause(connection, second.name, by="ada", reason=None)
+        state.pause(connection, third.name, by="ada", reason=None)
+        schedule.ring_waits.clear()
+        only = schedule.start(first, second, third)
+        wait_until(schedule.runs)
+
+        def late(each: Entry) -> None:
+            wait_until(lambda: each.name in only._paused)
+            connection.execute(
+                "UPDATE upkeep.schedule_state SET paused_at = NULL, last_slot = now() - '1 h'::interval"
+                " WHERE entry = %s",
+                (each.name,),
+            )
+            wait_until(lambda: only._last[each.name] == latest())
+
+        late(second)
+        with monkeypatch.context() as impatient, structlog.testing.capture_logs() as said:
+            impatient.setattr(ledger, "LONG_RING_PATIENCE", timedelta())
+            schedule.ring_waits.set()
+            wait_until(lambda: [line for line in said if line["event"] == "schedule.bells_left_out"])
+        late(third)
+        wait_until(lambda: len(schedule.rung) == 2)
+    rung = [run for _, run in schedule.rung]
+    assert [r.target for r in schedule.runs() if r.id in rung] == ["first", "third"]
+
+
+def test_what_is_inserted_while_its_leader_steps_down_is_rung_for(schedule: Schedule) -> None:
+    first, second = entry("first"), entry("second")
+    schedule.known(first, second, ago=HOUR)
+    with schedule.look() as connection, psycopg.connect(schedule.urls["home"]) as holder:
+        # Its insert waits until somebody has decided about one of its runs.
+        ledger.insert(holder, make_run(first, latest()))
+        only = schedule.start(first, second)
+        wait_until(lambda: waits(connection))
+        connection.execute("SELECT pg_terminate_backend(%s)", (schedule.session(),))
+        wait_until(lambda: only._term == 2 and only.leads)
+        holder.rollback()
+    wait_until(lambda: len(schedule.rung) == 2)
+
+
+def waits(connection: Any) -> bool:
+    """Whether an insert waits for somebody else's."""
+    found = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'upkeep/schedule'"
+        " AND wait_event = 'transactionid'"
+    ).fetchone()
+    return found[0] > 0
+
+
 def test_a_signal_ends_it_wherever_it_is(schedule: Schedule, monkeypatch: Any) -> None:
     """Between any two lines of a standby's pass, and of one that fails."""
     monkeypatch.setattr(leading, "RETRY_S", 0.01)
@@ -611,12 +664,7 @@ def test_what_is_resumed_while_its_slot_is_on_its_way_begins_with_the_next_one(s
         # Its insert waits until somebody has decided about one of its runs.
         ledger.insert(holder, make_run(tick, slot - HOUR))
         only = schedule.start(tick)
-        wait_until(
-            lambda: connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'upkeep/schedule'"
-                " AND wait_event = 'transactionid'"
-            ).fetchone()[0]
-        )
+        wait_until(lambda: waits(connection))
         state.pause(connection, tick.name, by="ada", reason=None)
         wait_until(lambda: tick.name in only._paused)
         state.resume(connection, tick.name)

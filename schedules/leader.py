@@ -179,6 +179,12 @@ class Leader:
             )
         self._set_clock(beat.clock)
         states = state.reconcile(connection, self._entries.values(), beat.clock)
+        if lacking := sorted(self._entries.keys() - states.keys()):
+            # Two that lead for a moment, with different configurations.
+            raise TransientError(
+                f"Another scheduler has taken {len(lacking)} entries off the schedule: {', '.join(lacking[:3])}",
+                remedy="Give all schedulers the same configuration",
+            )
         self._last = {name: states[name].last_slot for name in self._entries}
         self._paused = beat.paused
         self._on_their_way.clear()  # answers of an earlier term are not waited for

@@ -457,6 +457,24 @@ def test_an_entry_that_changed_begins_anew_and_a_removed_one_is_kept_as_history(
         ).fetchone() == (True,)
 
 
+def test_another_scheduler_that_undoes_what_this_one_declares_ends_no_process(schedule: Schedule) -> None:
+    tick = entry()
+    with schedule.look() as connection, structlog.testing.capture_logs() as said:
+        # What another one does between our two statements.
+        connection.execute(
+            "CREATE FUNCTION public.undo() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.removed_at := now(); RETURN NEW; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER undo BEFORE INSERT ON upkeep.schedule_state FOR EACH ROW EXECUTE FUNCTION public.undo()"
+        )
+        only = schedule.start(tick)
+        (line,) = wait_until(lambda: [each for each in said if each["event"] == "scheduler.home_away"])
+        assert tick.name in line["error"]
+        connection.execute("DROP TRIGGER undo ON upkeep.schedule_state")
+        wait_until(lambda: only.leads)
+
+
 def test_rows_of_a_newer_version_are_refused_with_the_remedy(schedule: Schedule) -> None:
     tick = entry()
     schedule.known(tick, ago=2 * HOUR)

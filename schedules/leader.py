@@ -251,11 +251,12 @@ class Leader:
         heapq.heapify(self._heap)
 
     def _submit(self) -> None:
-        """Hand what is due to its database's thread; one batch each at a time, what comes meanwhile goes together."""
+        """Hand what is due to its database's thread, until it is time for a heartbeat."""
         now = self._now()
+        until = time.monotonic() + HEARTBEAT_S
         self._take_back(now)
         batches: dict[str, list[tuple[Entry, Due]]] = defaultdict(list)
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= now and time.monotonic() < until:
             _, name = heapq.heappop(self._heap)
             entry = self._entries[name]
             found = due(entry, self._last[name], now)

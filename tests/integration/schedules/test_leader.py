@@ -225,6 +225,21 @@ def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monk
     assert len([r for r in runs if "older slots" in str(r.reason)]) == 8
 
 
+def test_ever_so_many_entries_let_the_heart_beat(schedule: Schedule, monkeypatch: Any) -> None:
+    def slowly(*given: Any, original: Any = leading.due) -> Any:
+        threading.Event().wait(0.02)
+        return original(*given)
+
+    monkeypatch.setattr(leading, "due", slowly)
+    monkeypatch.setattr(leading, "SILENCE", "1s")
+    entries = [entry(f"tier_{n}") for n in range(100)]
+    schedule.known(*entries, ago=HOUR)
+    with structlog.testing.capture_logs() as said:
+        schedule.start(*entries)
+        wait_until(lambda: len(schedule.rung) == 100, 20)
+    assert {line["event"] for line in said} == {"scheduler.leads", "schedule.inserted"}
+
+
 def test_a_slot_that_a_dead_leader_inserted_was_not_missed(schedule: Schedule) -> None:
     tick = entry()
     slot = latest()

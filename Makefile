@@ -9,7 +9,7 @@ EXAMPLE  ?= lending
 TESTERS  ?= 2
 SERVERS  ?= 14 15 16 17 18 debian
 
-.PHONY: help install demo test test-matrix bench lint types contracts check clean lock
+.PHONY: help install demo test test-soak test-matrix bench lint types contracts check clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo: install  ## the sample lending system kept fresh before your eyes (SCALE=1
 
 test: install  ## the whole suite, on embedded servers (TESTERS=1 for one file at a time)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+
+test-soak: install  ## faults of minutes: the scheduler under signals, connections that stall
+	UPKEEP_TEST_SOAK=1 $(BIN)/python -m pytest tests/faults/test_scheduler.py tests/faults/test_connections.py
 
 test-matrix: install  ## what touches PostgreSQL, on 14 to 18 with contrib (SERVERS="14 debian" for some)
 	$(BIN)/python -m tests.matrix $(SERVERS)

@@ -302,7 +302,13 @@ class Fleet:
         self.processes.append(Process(name=name, folder=self.folder, popen=popen))
         return self.processes[-1]
 
-    def worker(self, name: str = "worker", *arguments: str, concurrency: int = 2) -> Process:
+    def worker(
+        self,
+        name: str = "worker",
+        *arguments: str,
+        concurrency: int = 2,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
         """Start a worker; it is not ready yet."""
         return self.start(
             name,
@@ -314,6 +320,7 @@ class Fleet:
             "--concurrency",
             str(concurrency),
             *arguments,
+            environment=environment,
         )
 
     def send(

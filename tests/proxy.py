@@ -85,9 +85,9 @@ class Proxy:
         """Pass every byte on so much later; 0 is at once."""
         self._do(self._set_delay(seconds))
 
-    def flow(self) -> None:
-        """Pass on what was held back and what comes, and take new connections."""
-        self._do(self._set_gates(tuple(Way), passing=True))
+    def flow(self, *ways: Way) -> None:
+        """Pass on what was held back and what comes, as in stall, and take new connections."""
+        self._do(self._set_gates(ways or tuple(Way), passing=True))
         self._do(self._set_delay(0))
         self._do(self._listen())
 

@@ -40,13 +40,18 @@ def assert_nothing_is_lost(
     stale: Collection[str] = (),
     timeout: float = 60,
 ) -> None:
-    """Wait until every run has ended; then look at the ledger, the views and the locks of the work.
+    """Wait until everything has its run and every run has ended; then look at the ledger, the views, the locks of work.
 
     Every request (a message's id) and every slot has exactly one run, every run succeeded or says why it did
     not, every managed view but those in `stale` holds what its definition yields now.
     """
-    wait_until(lambda: not open_runs(kept), timeout, lambda: f"the end of {open_runs(kept)}")
-    found = [*unaccounted(kept, requests, slots), *unexplained(kept), *incomplete(kept), *wrong(kept, stale)]
+    asked, due = list(requests), list(slots)
+    wait_until(
+        lambda: not unaccounted(kept, asked, due) and not open_runs(kept),
+        timeout,
+        lambda: f"{unaccounted(kept, asked, due)}, the end of {open_runs(kept)}",
+    )
+    found = [*unexplained(kept), *incomplete(kept), *wrong(kept, stale)]
     assert not found, "\n".join(found)
     wait_until(lambda: not work_locks(kept), FREED_S, lambda: f"the release of {work_locks(kept)}")
 

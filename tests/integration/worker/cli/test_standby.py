@@ -160,6 +160,7 @@ def followed(system: Database, upkeep_with: Callable[..., Upkeep]) -> Iterator[F
     with made.watch as watch:
         assert watch.look().run.id == made.run_id
         yield made
+    made.producer.backend.client.connection_pool.disconnect()
     made.producer.close()
 
 

@@ -22,6 +22,8 @@ from tests.conftest import NewDatabase
 from tests.integration.examples.test_examples import table_fingerprints
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 SCALE = 0.2
 OPEN = """
 SELECT count(*) FILTER (WHERE status = 'pending' AND created_at < now() - interval '5 minutes') AS old,

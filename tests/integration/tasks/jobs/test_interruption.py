@@ -25,6 +25,8 @@ from tasks.jobs.tasks import RunJob
 from tests.integration.tasks.jobs.conftest import System, job
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 BATCHES = job("SELECT public.do_some()", repeat_until_zero=True, batch_pause="1ms", retries=["1ms"])
 SLOW = job("SELECT public.do_some() FROM pg_sleep(30)", repeat_until_zero=True)
 

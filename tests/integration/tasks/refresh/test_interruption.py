@@ -31,6 +31,8 @@ from tests.integration.tasks.refresh.conftest import SCHEMA, System, view
 from tests.servers import Database
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 SLOW = """
 CREATE MATERIALIZED VIEW public.slow AS SELECT 1 AS one, pg_sleep(30)::text AS slept WITH NO DATA;
 CREATE UNIQUE INDEX slow_key ON public.slow (one);

@@ -19,6 +19,8 @@ from tests.servers import Database
 from worker import cli
 from worker.cli.freshness import late
 
+pytestmark = pytest.mark.any_server
+
 VIEW = "upkeep.refresh.view"
 DONE = {"strategy": "concurrently", "reason": "it had to", "rows_changed": 1234}
 

@@ -22,6 +22,8 @@ from tests.standby import Pair, streaming_pair
 from worker.cli import following
 from worker.embedded.server import free_port
 
+pytestmark = pytest.mark.any_server
+
 ALL = ("run", "upkeep.refresh.all")
 SAYS = "The server is a standby (in recovery)"
 REMEDY = "target_session_attrs=read-write"

@@ -201,6 +201,8 @@ def test_a_lost_session_is_told_once_and_made_again(reaping: Reaping) -> None:
         run_id = reaping.insert()
         reaping.age(run_id)
         wait_until(lambda: reaping.rung() == [run_id])
+        # Told after the look that rang.
+        wait_until(lambda: [line for line in said if line["event"] == "reaper.database_back"])
     events = [line["event"] for line in said]
     assert events.count("reaper.database_away") == 1
     assert events.count("reaper.database_back") == 1

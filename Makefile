@@ -27,7 +27,7 @@ demo: install  ## the sample lending system kept fresh before your eyes (SCALE=1
 	@$(BIN)/upkeep demo --example $(EXAMPLE) $(if $(SCALE),--scale $(SCALE)) $(if $(DURATION),--duration $(DURATION))
 
 test: install  ## the whole suite, on embedded servers (TESTERS=1 for one file at a time)
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-soak: install  ## faults of minutes: the scheduler under signals, connections that stall
 	UPKEEP_TEST_SOAK=1 $(BIN)/python -m pytest tests/faults/test_scheduler.py tests/faults/test_connections.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for key in list(os.environ):
         if key.startswith("PG") or (key.startswith("UPKEEP_") and not key.startswith("UPKEEP_TEST_")):
             del os.environ[key]
+    # A shell starts what it sends to the background with SIGINT ignored, which every process of a test would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by these markers

@@ -392,7 +392,7 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
             _shown(given) if not isinstance(given, str) or not given.isprintable() else redaction.text(given)
         )
         with connection.transaction():
-            run_id, created = ledger.insert(
+            run_id, _ = ledger.insert(
                 connection,
                 NewRun(
                     task=self.name,
@@ -403,10 +403,10 @@ class LedgeredTask(Task, Generic[A]):  # type: ignore[misc]  # celery ships no t
                     request_id=self.request.id,
                 ),
             )
-            if created:
-                ledger.finish(
-                    connection, run_id, State.FAILED, reason=error.message, error=describe(error, error)
-                )
+            # Also where `upkeep run` has noted the request already.
+            ledger.finish(
+                connection, run_id, State.FAILED, reason=error.message, error=describe(error, error)
+            )
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from fleet import ledger
 from fleet.errors import PermanentError, TransientError, UpkeepError
-from fleet.ledger import Run, State
+from fleet.ledger import NewRun, Run, State
 from fleet.postgres.connect import connect, is_standby
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import Database, Settings
@@ -41,6 +41,11 @@ class Snapshot:
         """Whether nothing more will happen: children are inserted together with their parent's end."""
         return self.run is not None and self.run.final and all(child.final for child in self.children)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no worker has begun with it yet."""
+        return self.run is None or self.run.state == State.QUEUED
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -60,15 +65,20 @@ class Outcome:
         )
 
 
-def why_away(database: Database) -> UpkeepError | None:
-    """Why a request for a database will have to wait in Redis, where that can be told from here."""
+def note(database: Database, new: NewRun) -> UpkeepError | None:
+    """Write a request that has been sent into its ledger, as its delivery would, which then finds it there.
+
+    A message that the network swallows on its way out of Redis is lost; a row is found again. Returns why it has
+    to wait in Redis alone, where that can be told from here.
+    """
     try:
-        with connect(database.url.get_secret_value(), application_name="upkeep/cli"):
-            return None
+        with connect(database.url.get_secret_value(), application_name="upkeep/cli") as connection:
+            ledger.insert(connection, new)
     except TransientError as exc:
         return exc
-    except UpkeepError:
-        return None  # a matter between this machine and the server; the workers have their own
+    except (UpkeepError, psycopg.Error):
+        pass  # a matter between this machine and the server; the workers have their own
+    return None
 
 
 class Watch:
@@ -204,7 +214,7 @@ def follow(watch: Watch, queue: str, *, timeout_s: float | None) -> Outcome:
                 return Outcome(snapshot=snapshot, timed_out=False)
             if timeout_s is not None and waited >= timeout_s:
                 return Outcome(snapshot=snapshot, timed_out=True)
-            if snapshot.run is None and not said_alone and waited >= PATIENCE_S:
+            if snapshot.alone and not said_alone and waited >= PATIENCE_S:
                 said_alone = True
                 display.say(
                     f"no worker has picked it up yet (queue {queue}; is one running? celery -A worker.app "
@@ -240,7 +250,7 @@ def show(outcome: Outcome, sent: Mapping[str, Any], *, as_json: bool) -> None:
     if outcome.timed_out:
         what = (
             "no worker has picked it up"
-            if run is None
+            if run is None or outcome.snapshot.alone
             else f"run {run.id} goes on; upkeep history --run {run.id} shows it"
         )
         output.report(UpkeepError(f"The time to wait is over: {what}"), as_json=False)

@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from fleet import logs
+from fleet import logs, redaction
 from fleet.errors import TransientError, UpkeepError
 from fleet.ledger import NewRun
 from fleet.settings import Database, Settings
@@ -98,11 +98,12 @@ def prepare(runtime: Runtime, task: LedgeredTask[Any], values: Mapping[str, Any]
     with options.asking():
         database = task.place(arguments, runtime)
         new = task.request_run(arguments, database, datetime.now(UTC))
+    task_id = str(uuid.uuid4())
     return Request(
         task=task.name,
-        task_id=str(uuid.uuid4()),
+        task_id=task_id,
         database=database,
-        new=new,
+        new=replace(new, request_id=task_id, requested_by=redaction.text(arguments.requested_by or "")),
         kwargs={**values, "database": database.name},
     )
 
@@ -128,12 +129,13 @@ def _carry_out(
     producer = _producer(settings)
     if not wait:
         _send(producer, settings, request)
-        _show_sent(request, as_json=as_json, away=following.why_away(request.database))
+        _show_sent(request, as_json=as_json, away=following.note(request.database, request.new))
         return 0
     # Before anything is sent: a ledger that cannot be read would leave us waiting for an answer that never
     # comes.
     with following.Watch(settings, request.database, request.task_id, producer) as watch:
         _send(producer, settings, request)
+        following.note(request.database, request.new)
         if not as_json:
             _show_sent(request, as_json=False)
         outcome = following.follow(watch, request.new.queue, timeout_s=timeout_s)

@@ -45,6 +45,21 @@ def test_a_task_is_sent_and_its_id_printed(upkeep: Upkeep) -> None:
     assert (messages(upkeep), messages(upkeep, "maintenance")) == (2, 1)
 
 
+def test_a_request_that_redis_forgets_is_in_the_ledger(upkeep: Upkeep, system: Database) -> None:
+    said = upkeep(*VIEW, "view=public.base", "requested_by=somebody", "--json").json
+    with redis.Redis.from_url(upkeep.environment["UPKEEP_REDIS_URL"]) as client:
+        client.delete("refresh")
+    with system.connect() as connection:
+        run = ledger.get_request(connection, said["task_id"])
+    assert run is not None
+    assert (run.state, run.target, run.entry, run.requested_by) == (
+        "queued",
+        "public.base",
+        "operator",
+        "somebody",
+    )
+
+
 def test_a_view_goes_to_its_own_queue(upkeep: Upkeep) -> None:
     upkeep.write(upkeep.config.read_text(encoding="utf-8") + 'queue = "refresh.slow"\n')
     assert upkeep(*VIEW, "view=public.top", "--json").json["queue"] == "refresh.slow"
@@ -100,7 +115,7 @@ def test_without_a_worker_it_says_so_and_stops_in_time(
     assert "no worker has picked it up yet (queue refresh; is one running?" in said.err
     assert "The time to wait is over" in said.err
     said = upkeep(*ALL, "--wait", "--timeout", "0.5", "--json")
-    assert (said.code, said.json["timed_out"], said.json["run"]) == (1, True, None)
+    assert (said.code, said.json["timed_out"], said.json["run"]["state"]) == (1, True, "queued")
 
 
 def test_a_ledger_that_is_not_there_stops_a_wait_before_anything_is_sent(

@@ -624,7 +624,7 @@ def test_a_timeout_is_for_waiting_and_redis_that_is_away_is_told(
     said = scheduled("schedule", "run-now", TICK, "--timeout", "3")
     assert (said.code, "--timeout is for --wait" in said.err) == (2, True)
     said = scheduled("schedule", "run-now", TICK, "--wait", "--timeout", "0.3", "--json")
-    assert (said.code, said.json["timed_out"], said.json["run"]) == (1, True, None)
+    assert (said.code, said.json["timed_out"], said.json["run"]["state"]) == (1, True, "queued")
     monkeypatch.setenv("UPKEEP_REDIS_URL", "redis://:geheim@127.0.0.1:1/0")
     said = scheduled("schedule", "run-now", TICK)
     assert (said.code, "127.0.0.1:1" in said.err, "geheim" in said.err) == (1, True, False)

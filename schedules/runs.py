@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from fleet.errors import PermanentError
 from fleet.ledger import NewRun
-from fleet.settings import Database, Problem, Settings
+from fleet.settings import ConfigurationErrors, Database, Problem, Settings
 from fleet.settings.model import closest
-from schedules.entries import Entry
+from schedules.entries import Entry, entries
 
 
 class Requestable(Protocol):
@@ -49,10 +49,19 @@ class Runs:
             expires_at=entry.expiry(slot),
         )
 
-    def problems(self, entries: Iterable[Entry], now: datetime) -> list[Problem]:
+    def refuse_senseless(self, now: datetime) -> None:
+        """Stop a process of the fleet before it has done anything, where an entry makes no sense.
+
+        Raises:
+            ConfigurationErrors: with every such entry.
+        """
+        if problems := self.problems(entries(self._settings).values(), now):
+            raise ConfigurationErrors(problems, source="The schedule")
+
+    def problems(self, given: Iterable[Entry], now: datetime) -> list[Problem]:
         """Everything that is wrong with the tasks and arguments of entries, each under its own key."""
         found = []
-        for entry in entries:
+        for entry in given:
             try:
                 self.of(entry, now)
             except PermanentError as exc:

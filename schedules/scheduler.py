@@ -8,6 +8,7 @@ from typing import Any
 
 from celery.beat import Scheduler
 
+from fleet.settings import ConfigurationErrors
 from schedules.bell import ring
 from schedules.entries import entries
 from schedules.leader import Leader
@@ -22,14 +23,13 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]  # celery ships no types
     def setup_schedule(self) -> None:
         """Check every entry before anything is done, and get ready to lead."""
         fleet = self.app.runtime.settings
-        declared = entries(fleet)
         runs = Runs(self.app.tasks, fleet)
-        problems = runs.problems(declared.values(), datetime.now(UTC))
-        if problems:
-            lines = "\n".join(f"  {p.key} = {p.value}: {p.message}. {p.remedy}" for p in problems)
-            raise SystemExit(f"upkeep: the schedule has {len(problems)} errors:\n{lines}")
+        try:
+            runs.refuse_senseless(datetime.now(UTC))
+        except ConfigurationErrors as exc:
+            raise SystemExit(f"upkeep: {exc}") from None
         self.leader = Leader(
-            fleet.home, fleet.databases, declared, make_run=runs.of, ring=partial(ring, self.app)
+            fleet.home, fleet.databases, entries(fleet), make_run=runs.of, ring=partial(ring, self.app)
         )
 
     def tick(self, *_: Any, **__: Any) -> float:

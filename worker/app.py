@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Any
 
@@ -24,6 +25,8 @@ from fleet import logs, settings
 from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
+from fleet.settings import ConfigurationErrors
+from schedules.runs import Runs
 from tasks import interruption
 from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
@@ -160,7 +163,12 @@ def _level_was_typed() -> bool:
 
 @signals.celeryd_after_setup.connect  # worker_init comes before the logs are set up
 def _introduce(**_: Any) -> None:
-    """Say what this worker keeps; a database that is away now is no reason not to start."""
+    """Say what this worker keeps; a database that is away now is no reason not to start, a schedule with errors is."""
+    try:
+        # Only the scheduler would need it; but who starts both must not learn of it from one of them alone.
+        Runs(app.tasks, app.runtime.settings).refuse_senseless(datetime.now(UTC))
+    except ConfigurationErrors as exc:
+        raise SystemExit(f"upkeep: {exc}") from None
     for database in app.runtime.settings.databases.values():
         try:
             with connect(database.url.get_secret_value(), application_name="upkeep/start") as connection:

@@ -112,6 +112,7 @@ def test_sigterm_ends_it_at_once_and_leaves_no_lock(upkeep: Fleet, kept: Kept) -
     wait_until(lambda: kept.sessions() == [], 5)
 
 
+@pytest.mark.parametrize("command", ["beat", "worker"])
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
@@ -139,12 +140,12 @@ def test_sigterm_ends_it_at_once_and_leaves_no_lock(upkeep: Fleet, kept: Kept) -
     ids=["unknown task", "unmanaged view", "wrong argument", "impossible cron", "unknown zone"],
 )
 def test_an_entry_that_makes_no_sense_stops_it_at_the_start(
-    upkeep: Fleet, kept: Kept, declared: str, says: list[str]
+    upkeep: Fleet, kept: Kept, declared: str, says: list[str], command: str
 ) -> None:
     broken = upkeep.folder / "broken.toml"
     broken.write_text(CONFIG + declared, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile="],
+        [sys.executable, "-m", "celery", "-A", "worker.app", command],
         cwd=upkeep.folder,
         env={**upkeep.environment, "UPKEEP_CONFIG": str(broken)},
         stdin=subprocess.DEVNULL,

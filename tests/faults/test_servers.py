@@ -12,6 +12,7 @@ import redis
 
 from fleet.ledger import State
 from tests import servers
+from tests.faults.aftermath import assert_nothing_is_left, assert_nothing_is_lost
 from tests.faults.conftest import CONFIG, DIFFERENCE, SCHEMA
 from tests.processes import ALL, VIEW, Fleet, Kept, Process, fleet, keep
 from tests.waiting import wait_until
@@ -206,3 +207,9 @@ def test_redis_is_down_when_the_worker_starts(tmp_path: Path, kept: Kept) -> Non
         kept.change("UPDATE upkeep.run SET rung_at = rung_at - '1 min'::interval WHERE id = %s", run_id)
         assert kept.ended(run_id).final
         assert waits.end() == 0
+
+
+def test_nothing_is_lost_or_left_after_all_this(upkeep: Fleet, worker: Process, kept: Kept) -> None:
+    """The last one: it ends the worker. What the faults hit is stale no longer, and nobody asked for public.once."""
+    assert_nothing_is_lost(kept, stale=["public.once"])
+    assert_nothing_is_left(upkeep, kept)

@@ -14,12 +14,14 @@ SELECT s.system_identifier
  LIMIT 1;
 
 -- name: manage!
--- Makes the declared views known, with their tiers; what is declared no longer stays as history without a tier.
+-- Makes the declared views known, with their tiers; what is declared no longer stays as history without a tier. A row that is right is not
+-- even locked: a reaper that begins must not wait for a refresh that ends, or for somebody's forgotten transaction.
 WITH declared AS (
     SELECT * FROM unnest(:views::text[], :tiers::text[]) AS d (view, tier)
 ), added AS (
     INSERT INTO upkeep.view_state AS s (view, tier)
-    SELECT view, tier FROM declared
+    SELECT d.view, d.tier FROM declared d
+     WHERE NOT EXISTS (SELECT 1 FROM upkeep.view_state k WHERE k.view = d.view AND k.tier = d.tier)
     ON CONFLICT (view) DO UPDATE SET tier = excluded.tier, updated_at = pg_catalog.clock_timestamp()
      WHERE s.tier IS DISTINCT FROM excluded.tier
 )

@@ -192,6 +192,17 @@ def test_it_makes_the_declared_views_known(reaping: Reaping) -> None:
     )
 
 
+def test_it_begins_while_somebody_holds_a_views_row(reaping: Reaping) -> None:
+    """A refresh that ends, or a transaction that somebody forgot: what is right already is not waited for."""
+    reaping.connection.execute("INSERT INTO upkeep.view_state (view, tier) VALUES ('public.v', 'daily')")
+    run_id = reaping.insert()
+    reaping.age(run_id)
+    with psycopg.connect(reaping.url) as holder:
+        holder.execute("SELECT FROM upkeep.view_state WHERE view = 'public.v' FOR UPDATE")
+        reaping.start()
+        wait_until(lambda: reaping.rung() == [run_id], 4)
+
+
 def test_a_lost_session_is_told_once_and_made_again(reaping: Reaping) -> None:
     with structlog.testing.capture_logs() as said:
         reaping.start()

@@ -56,9 +56,10 @@ def refuse_newer(connection: psycopg.Connection[Any]) -> None:
     found = connection.execute(_sql.newer_rows.sql, {"format": FORMAT}).fetchall()
     if found:
         names = ", ".join(f"{entry} (format {form})" for entry, form in found[:3])
+        rows = "a row" if len(found) == 1 else f"{len(found)} rows"
         raise PermanentError(
-            f"upkeep.schedule_state has {len(found)} rows of a newer version of Upkeep: {names}",
-            remedy=f"Upgrade this scheduler; it knows format {FORMAT}",
+            f"upkeep.schedule_state has {rows} of a newer version of Upkeep: {names}",
+            remedy=f"Upgrade Upkeep here: this version knows format {FORMAT}",
         )
 
 

@@ -157,9 +157,10 @@ def _values(task: str, arguments: type[Arguments], words: Sequence[str]) -> dict
         if not equals or not key:
             raise options.UsageMistakeError(f"{word!r} is not KEY=VALUE", remedy=usage(task, arguments))
         if key not in fields:
+            hint = closest(key, fields)
             raise options.UsageMistakeError(
                 f"{task} takes no argument {key!r}",
-                remedy=f"{closest(key, fields)} Usage: {usage(task, arguments)}",
+                remedy=f"{hint if hint.endswith('?') else f'{hint}.'} Usage: {usage(task, arguments)}",
             )
         if key in values:
             raise options.UsageMistakeError(f"{key} is given twice", remedy=usage(task, arguments))

@@ -1,4 +1,4 @@
-"""SIGKILL at each step of a refresh, of a pool child and of its worker's main process: nothing is lost, whatever it held.
+"""SIGKILL at each step of a refresh, of a pool child and of a worker's main process: nothing is lost, whatever it held.
 
 Somebody's lock keeps the run at the step that it is to be killed at, and is given back before the next attempt.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ CREATE MATERIALIZED VIEW public.upper AS SELECT id FROM public.t;
 CREATE UNIQUE INDEX upper_key ON public.upper (id);
 CREATE MATERIALIZED VIEW public.lower AS SELECT id FROM public.upper;
 CREATE UNIQUE INDEX lower_key ON public.lower (id);
+CREATE TABLE public.pace (seconds int);
+CREATE FUNCTION public.rest() RETURNS text LANGUAGE sql VOLATILE AS
+    'SELECT pg_sleep(coalesce(max(seconds), 0))::text FROM public.pace';
+CREATE MATERIALIZED VIEW public.long AS SELECT id, CASE id WHEN 1 THEN public.rest() END AS rested FROM public.t;
+CREATE UNIQUE INDEX long_key ON public.long (id);
 """
 # Waits for a lock may last, so that a busy machine finds the run where it is meant to be.
 CONFIG = """
@@ -41,6 +46,9 @@ tier = "daily"
 retries = ["200ms", "500ms", "2s", "5s"]
 [databases.kept.views."public.lower"]
 tier = "daily"
+retries = ["200ms", "500ms", "2s", "5s"]
+[databases.kept.views."public.long"]
+tier = "fifteen_minutes"
 retries = ["200ms", "500ms", "2s", "5s"]
 """
 # Each step: a statement that keeps a run there for as long as its transaction lasts, and what then waits for that.
@@ -105,7 +113,9 @@ def reached(kept: Kept, task_id: str, step: str) -> tuple[Run, int]:
     return run, session["pid"]
 
 
-def assert_taken_over(kept: Kept, task_id: str, run: Run, session: int) -> None:
+def assert_taken_over(
+    kept: Kept, task_id: str, run: Run, session: int, stale: Collection[str] = ("public.long",)
+) -> None:
     ended = kept.final(task_id, timeout=RECOVERY_S)
     assert (ended.id, ended.state, ended.attempt) == (run.id, State.SUCCEEDED, 2)
     assert ended.worker != run.worker
@@ -115,7 +125,7 @@ def assert_taken_over(kept: Kept, task_id: str, run: Run, session: int) -> None:
         5,
         "the end of the dead one's session",
     )
-    assert_nothing_is_lost(kept, requests=[task_id])
+    assert_nothing_is_lost(kept, requests=[task_id], stale=stale)
 
 
 @pytest.mark.slow
@@ -146,6 +156,23 @@ def test_a_worker_is_killed(upkeep: Fleet, stays: Process, kept: Kept, step: str
         victim.kill()
         holder.rollback()
     assert_taken_over(kept, task_id, run, session)
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_in_the_middle_of_ten_minutes(upkeep: Fleet, stays: Process, kept: Kept) -> None:
+    """Its session would go on for ten minutes, and keep the run's lock: the server looks whether anybody waits."""
+    kept.execute("INSERT INTO public.pace VALUES (600)")
+    victim = upkeep.worker("dies", "--queues", "archive").wait_ready()
+    task_id = upkeep.send(VIEW, queue="archive", database="kept", view="public.long")
+    session = kept.wait_refreshing("public.long")
+    wait_until(
+        lambda: kept.scalar("SELECT wait_event FROM pg_stat_activity WHERE pid = %s", session) == "PgSleep"
+    )
+    run = kept.request(task_id)
+    assert run is not None
+    kept.execute("DELETE FROM public.pace")  # for the next attempt; this one sleeps already
+    victim.kill()
+    assert_taken_over(kept, task_id, run, session, stale=["public.upper", "public.lower"])
 
 
 def test_nothing_is_left_of_all_this(upkeep: Fleet, stays: Process, kept: Kept) -> None:

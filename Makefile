@@ -7,6 +7,7 @@ SCALE    ?=
 DURATION ?=
 EXAMPLE  ?= lending
 TESTERS  ?= 2
+ROUNDS   ?= 5
 SERVERS  ?= 14 15 16 17 18 debian
 
 .PHONY: help install demo test test-soak test-matrix bench lint types contracts check clean lock
@@ -29,8 +30,8 @@ demo: install  ## the sample lending system kept fresh before your eyes (SCALE=1
 test: install  ## the whole suite, on embedded servers (TESTERS=1 for one file at a time)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-test-soak: install  ## faults of minutes: the scheduler under signals, connections that stall
-	UPKEEP_TEST_SOAK=1 $(BIN)/python -m pytest tests/faults/test_scheduler.py tests/faults/test_connections.py
+test-soak: install  ## the fault tests again and again (ROUNDS=5)
+	@for round in $$(seq $(ROUNDS)); do echo "round $$round"; $(BIN)/python -m pytest tests/faults -n $(TESTERS) --dist loadfile --no-loadscope-reorder || exit 1; done
 
 test-matrix: install  ## what touches PostgreSQL, on 14 to 18 with contrib (SERVERS="14 debian" for some)
 	$(BIN)/python -m tests.matrix $(SERVERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +62,3 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the module's processes write."""
     return tmp_path_factory.mktemp("fleet")
 
-
-# Faults that have not run in CI yet, for minutes each: `make test-soak`.
-collect_ignore = [] if os.environ.get("UPKEEP_TEST_SOAK") else ["test_scheduler.py", "test_connections.py"]

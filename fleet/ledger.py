@@ -23,9 +23,9 @@ from fleet.postgres.queries import load
 
 _sql = load("fleet", "ledger.sql")
 
-# A bell that an empty queue does not hold is lost; ringing twice costs one message that finds its run taken.
+# A bell that its queue does not hold is lost; ringing twice costs one message that finds its run taken.
 RING_PATIENCE = timedelta(seconds=20)
-# Where the queue holds others, the bell is most likely among them: every further ring would make it longer.
+# Where nobody knows what the queue holds, the bell is most likely in it: every further ring would make it longer.
 LONG_RING_PATIENCE = timedelta(minutes=5)
 # A running run whose lock is free belonged to a worker that died; its session may be a moment behind its row.
 LOST_GRACE = timedelta(seconds=5)
@@ -315,6 +315,26 @@ def hand_back(
     )
 
 
+def overdue_in(
+    connection: psycopg.Connection[Any],
+    queues: Iterable[str],
+    *,
+    limit: int,
+    patience: timedelta = RING_PATIENCE,
+) -> dict[str, list[int]]:
+    """The runs, by queue, that nobody has picked up for so long that their bell may be lost."""
+    found: dict[str, list[int]] = {}
+    values = {"queues": list(queues), "patience": patience, "limit": limit}
+    for run_id, queue in connection.execute(_text("overdue_in"), values):
+        found.setdefault(queue, []).append(run_id)
+    return found
+
+
+def bell_seen(connection: psycopg.Connection[Any], run_ids: Iterable[int]) -> None:
+    """Note that the bells of these runs wait in the broker: nothing is lost for now."""
+    connection.execute(_text("bell_seen"), {"ids": list(run_ids)})
+
+
 def ring_due(
     connection: psycopg.Connection[Any],
     *,
@@ -326,7 +346,7 @@ def ring_due(
 ) -> list[Due]:
     """Mark and return the runs whose bell must be rung (again); any number of callers side by side is safe.
 
-    `busy`: the queues in which the broker holds messages.
+    `busy`: the queues that hold more messages than anybody can look through.
     """
     values = {
         "busy": list(busy),

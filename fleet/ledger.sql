@@ -96,9 +96,29 @@ UPDATE upkeep.run
        error = :error, progress = NULL, attempt = attempt - CASE WHEN :counts THEN 0 ELSE 1 END
  WHERE id = :id AND finished_at IS NULL;
 
+-- name: overdue_in
+-- Which runs in these queues have not been picked up for so long that their bell may be lost?
+SELECT r.id, r.queue
+  FROM upkeep.run r
+ WHERE r.finished_at IS NULL AND r.queue = ANY (:queues::text[])
+   AND CASE r.state
+         WHEN 'queued' THEN coalesce(r.rung_at, r.created_at) < pg_catalog.clock_timestamp() - :patience::interval
+         WHEN 'waiting' THEN r.rung_at >= r.not_before AND r.rung_at < pg_catalog.clock_timestamp() - :patience::interval
+         ELSE false
+       END
+ ORDER BY r.id
+ LIMIT :limit;
+
+-- name: bell_seen!
+-- Notes that the bells of these runs are on their way still: as good as rung a moment ago.
+WITH seen AS (
+    SELECT r.id FROM upkeep.run r WHERE r.id = ANY (:ids::bigint[]) AND r.finished_at IS NULL ORDER BY r.id FOR UPDATE SKIP LOCKED
+)
+UPDATE upkeep.run AS r SET rung_at = pg_catalog.clock_timestamp() FROM seen WHERE r.id = seen.id;
+
 -- name: ring_due
 -- Which runs need the bell? Waiting and due; queued and not picked up; running with nobody holding the run's lock.
--- A bell for a queue that still holds messages is probably among them: then only after the longer patience.
+-- A bell for a queue that nobody can look through is probably in it: then only after the longer patience.
 WITH due AS (
     SELECT r.id
       FROM upkeep.run r

@@ -26,6 +26,7 @@ from schedules.expiry import end_expired
 from tasks.base import Runtime
 from tasks.refresh.promotion import REFRESH_ALL, refresh_what_is_of_another_timeline
 from tasks.refresh.view import manage
+from worker.queues import waiting_bells
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 INTERVAL_S = 1.0
 # After an error: no retry comes before the reaper is back. A database that is away costs one line in all.
 PAUSE_S = 2.0
+# With more than these behind, a fleet has another problem than lost bells.
+MOST_OVERDUE = 2000
 
 
 class Reaper(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
@@ -105,7 +108,7 @@ class Watch:
             manage(connection, self._database)
             self._look_for_a_promotion(connection)
         end_expired(self._connection, self._database.name)
-        due = ledger.ring_due(self._connection, busy=self._busy_queues())
+        due = ledger.ring_due(self._connection, busy=self._unknown_queues(self._connection))
         if due:
             rung = ring(self._app, self._database.name, ((run.id, run.task, run.queue) for run in due))
             log.info("reaper.rang", database=self._database.name, runs=[run.id for run in due], rung=rung)
@@ -117,16 +120,31 @@ class Watch:
             # It may be new, or a refresh's, which rings no bells; or it has been rung for, which does no harm.
             ring(self._app, self._database.name, [(run_id, REFRESH_ALL, "refresh")])
 
-    def _busy_queues(self) -> list[str]:
-        """The queues in which the broker holds messages; none of which is known while it does not answer."""
+    def _unknown_queues(self, connection: psycopg.Connection[Any]) -> list[str]:
+        """The queues that cannot be looked through, after noting which overdue runs' bells are in the others.
+
+        A broker that does not answer holds nothing that could be waited for.
+        """
         try:
             if self._channel is None:
                 # Not default_channel, which tries for ever.
                 self._channel = self._app.connection_for_read().channel()
-            return [name for name in self._app.amqp.queues if self._channel.client.llen(name)]
+            client = self._channel.client
+            busy = [name for name in self._app.amqp.queues if client.llen(name)]
+            overdue = ledger.overdue_in(connection, busy, limit=MOST_OVERDUE + 1) if busy else {}
+            if sum(map(len, overdue.values())) > MOST_OVERDUE:
+                return busy
+            unknown = []
+            for queue, runs in overdue.items():
+                bells = waiting_bells(client, queue, self._database.name)
+                if bells is None:
+                    unknown.append(queue)
+                else:
+                    ledger.bell_seen(connection, bells.intersection(runs))
         except (BrokerError, RedisError, OSError):
             self._hang_up()
             return []
+        return unknown
 
     def _hang_up(self) -> None:
         channel, self._channel = self._channel, None

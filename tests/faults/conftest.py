@@ -61,4 +61,3 @@ def broker() -> Iterator[EmbeddedRedis]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the module's processes write."""
     return tmp_path_factory.mktemp("fleet")
-

@@ -139,20 +139,42 @@ def test_two_of_them_ring_once(reaping: Reaping) -> None:
     assert sorted(reaping.rung()) == [*runs, marker]
 
 
-def test_it_does_not_fill_a_queue_that_holds_bells_already(reaping: Reaping) -> None:
+def test_it_rings_again_for_what_is_not_in_its_queue_and_for_nothing_else(reaping: Reaping) -> None:
     reaping.app.conf.task_queues = [Queue("refresh"), Queue("refresh.slow")]
-    reaping.redis.rpush("refresh", "a bell")
-    patient = reaping.insert()
-    hasty = reaping.insert(queue="refresh.slow")
+    waits, lost = reaping.insert(), reaping.insert()
+    elsewhere = reaping.insert(queue="refresh.slow")
+    ring(reaping.app, "kept", [(waits, VIEW, "refresh")])
+    # Another database's run of the same number, and what a stranger sent.
+    ring(reaping.app, "other", [(lost, VIEW, "refresh")])
+    reaping.redis.rpush("refresh", "no message", json.dumps({"body": "x"}), json.dumps([]))
+    for run_id in (waits, lost, elsewhere):
+        reaping.age(run_id)
+    reaping.start()
+    wait_until(lambda: reaping.redis.llen("refresh") == 6 and reaping.rung("refresh.slow") == [elsewhere])
+    # What was seen is as good as rung a moment ago.
+    wait_until(lambda: ledger.ring_due(reaping.connection) == [] and reaping.redis.llen("refresh") == 6)
+    newest = json.loads(reaping.redis.lindex("refresh", 0))
+    assert f"'run': {lost}" in newest["headers"]["kwargsrepr"]
+    # Drained without it: lost.
+    reaping.redis.delete("refresh")
+    reaping.age(waits)
+    wait_until(lambda: reaping.rung() == [waits])
+
+
+def test_a_queue_that_is_too_long_to_be_looked_through_is_trusted_for_longer(
+    reaping: Reaping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.queues.MOST_MESSAGES", 2)
+    reaping.app.conf.task_queues = [Queue("refresh"), Queue("refresh.slow")]
+    reaping.redis.rpush("refresh", "one", "two", "three")
+    patient, hasty = reaping.insert(), reaping.insert(queue="refresh.slow")
     for run_id in (patient, hasty):
         reaping.age(run_id)
     reaping.start()
-    # Looked at both, and rang for the one whose queue is empty, so whose bell must be lost.
     wait_until(lambda: reaping.rung("refresh.slow") == [hasty])
-    assert reaping.redis.llen("refresh") == 1
-    # Drained without it: lost as well.
-    reaping.redis.delete("refresh")
-    wait_until(lambda: reaping.rung() == [patient])
+    assert reaping.redis.llen("refresh") == 3
+    reaping.age(patient, "5 min")
+    wait_until(lambda: reaping.redis.llen("refresh") == 4)
 
 
 def test_a_tick_that_nobody_started_in_time_is_missed_and_told(reaping: Reaping) -> None:

@@ -40,6 +40,9 @@ DEFAULT_STATEMENT_TIMEOUT = timedelta(minutes=15)
 
 # Names of zones that differ from machine to machine, or mean "not set".
 _NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+# As upkeep_client.cache files keys under: lp:{id}.
+MAX_TAG_LENGTH = 200
+_TAG = re.compile(r"(?=.{1,%d}\Z)(?:[^\s{}\x00-\x1f]|\{[A-Za-z_][A-Za-z0-9_]*\})+" % MAX_TAG_LENGTH)
 # What a task needs after its soft limit to cancel its statement and write its row, before it is killed.
 _TIME_TO_CLEAN_UP = timedelta(minutes=5)
 # A message must not be delivered again while its task can still be running; to recover is the reaper's work.
@@ -148,6 +151,15 @@ def _storable(text: str) -> str:
     return text
 
 
+def _tag(value: object) -> object:
+    if not isinstance(value, str) or not _TAG.fullmatch(value):
+        raise _refuse(
+            f"a tag is text of up to {MAX_TAG_LENGTH} printable characters, with names in its braces",
+            'Write it as "dashboard" or "lp:{id}"',
+        )
+    return value
+
+
 def _memory(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,9}(kB|MB|GB)", value):
         raise _refuse(
@@ -164,6 +176,11 @@ WireName = Annotated[str, BeforeValidator(_wire_name)]
 Scalar = Annotated[str | int | bool | float, BeforeValidator(_scalar)]
 StatementTimeout = Annotated[timedelta, _between("1s", "7d")]
 LockTimeout = Annotated[timedelta, _between("1ms", "10m")]
+Delay = Annotated[timedelta, _between("1ms", "1h")]
+MaxWait = Annotated[timedelta, _between("1ms", "1d")]
+Tags = Annotated[
+    tuple[Annotated[str, BeforeValidator(_tag)], ...], BeforeValidator(_tuple), Field(max_length=100)
+]
 Retries = Annotated[
     tuple[Annotated[timedelta, _between("1ms", "1d")], ...],
     BeforeValidator(_tuple),
@@ -186,6 +203,8 @@ class Fleet(_Table):
     home: str
     """The database that holds the schedule's state and runs whose own database is unknown."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    cache_url: SecretStr | None = None
+    """The Redis that holds applications' cached results; None is the broker's."""
     keep_skipped: Annotated[timedelta, _between("1h", "3650d")] = timedelta(days=3)
     """How long the ledger keeps skipped runs."""
     keep_runs: Annotated[timedelta, _between("1d", "3650d")] = timedelta(days=90)
@@ -245,6 +264,27 @@ class View(_Table):
     timezone: Zone | None = None
     """The session's TimeZone for the refresh; None is the database's own."""
     queue: Literal["refresh", "refresh.slow"] = "refresh"
+    delay: Delay = timedelta(seconds=1)
+    """How long after the last write's request it is refreshed: a burst of requests becomes one refresh."""
+    max_wait: MaxWait = timedelta(seconds=10)
+    """How long requests that keep coming may put it off, from the first one."""
+    on_write: bool = False
+    """Whether triggers on the tables behind it request a refresh (`upkeep triggers`)."""
+    cascade: bool = False
+    """Whether a refresh of a managed view that it is built on, if that changed rows, requests one of this view."""
+    invalidates: Tags = ()
+    """The tags of cached results that are no longer right after a refresh; {name} stands for a request's parameter."""
+
+    @field_validator("max_wait")
+    @classmethod
+    def _not_before_the_delay(cls, value: timedelta, given: ValidationInfo) -> timedelta:
+        delay = given.data.get("delay")
+        if delay is not None and value < delay:
+            raise _refuse(
+                f"it is shorter than delay = {durations.format(delay)}",
+                f"Write at least {durations.format(delay)}, or a shorter delay",
+            )
+        return value
 
 
 class Database(_Table):

@@ -31,7 +31,8 @@ from fleet.settings.model import (
 from fleet.settings.problems import Report
 
 REDIS_URL = "UPKEEP_REDIS_URL"
-RESERVED_VARIABLES = frozenset({REDIS_URL, "UPKEEP_CONFIG"})
+CACHE_URL = "UPKEEP_CACHE_URL"
+RESERVED_VARIABLES = frozenset({REDIS_URL, CACHE_URL, "UPKEEP_CONFIG"})
 
 _PLACEHOLDER = SecretStr("")  # stands in for a URL that is an error already
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -88,15 +89,18 @@ class Reader:
         elif databases and home not in databases:
             self._found.error(key, home, "it is not a database of this file", closest(str(home), databases))
         given: dict[str, object] = {"home": home if isinstance(home, str) else ""}
-        url = self._redis_url(table)
-        if url is not None:
-            given["redis_url"] = url
-        return self._found.model(Fleet, table, ("fleet",), given=given, handled=("home", "redis_url"))
+        for name, variable in (("redis_url", REDIS_URL), ("cache_url", CACHE_URL)):
+            url = self._redis_url(table, name, variable)
+            if url is not None:
+                given[name] = url
+        return self._found.model(
+            Fleet, table, ("fleet",), given=given, handled=("home", "redis_url", "cache_url")
+        )
 
-    def _redis_url(self, table: Table) -> SecretStr | None:
-        from_environment = self._environ.get(REDIS_URL)
-        key: Key = (REDIS_URL,) if from_environment else ("fleet", "redis_url")
-        url = from_environment or table.get("redis_url")
+    def _redis_url(self, table: Table, name: str, variable: str) -> SecretStr | None:
+        from_environment = self._environ.get(variable)
+        key: Key = (variable,) if from_environment else ("fleet", name)
+        url = from_environment or table.get(name)
         if url is None:
             return None
         if not isinstance(url, str):
@@ -108,7 +112,7 @@ class Reader:
             self._found.error(key, url, exc.message, exc.remedy)
             return None
         if secret and not from_environment:
-            remedy = f"Set the variable {REDIS_URL} to this URL instead"
+            remedy = f"Set the variable {variable} to this URL instead"
             self._found.error(key, Rendered(shown), "a password does not belong in the file", remedy)
         return SecretStr(url)
 

@@ -42,7 +42,7 @@ DEFAULT_STATEMENT_TIMEOUT = timedelta(minutes=15)
 _NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
 # As upkeep_client.cache files keys under: lp:{id}.
 MAX_TAG_LENGTH = 200
-_TAG = re.compile(r"(?=.{1,%d}\Z)(?:[^\s{}\x00-\x1f]|\{[A-Za-z_][A-Za-z0-9_]*\})+" % MAX_TAG_LENGTH)
+_TAG = re.compile(r"(?:[^\s{}\x00-\x1f]|\{[A-Za-z_][A-Za-z0-9_]*\})+")
 # What a task needs after its soft limit to cancel its statement and write its row, before it is killed.
 _TIME_TO_CLEAN_UP = timedelta(minutes=5)
 # A message must not be delivered again while its task can still be running; to recover is the reaper's work.
@@ -152,7 +152,7 @@ def _storable(text: str) -> str:
 
 
 def _tag(value: object) -> object:
-    if not isinstance(value, str) or not _TAG.fullmatch(value):
+    if not isinstance(value, str) or len(value) > MAX_TAG_LENGTH or not _TAG.fullmatch(value):
         raise _refuse(
             f"a tag is text of up to {MAX_TAG_LENGTH} printable characters, with names in its braces",
             'Write it as "dashboard" or "lp:{id}"',
@@ -266,8 +266,10 @@ class View(_Table):
     queue: Literal["refresh", "refresh.slow"] = "refresh"
     delay: Delay = timedelta(seconds=1)
     """How long after the last write's request it is refreshed: a burst of requests becomes one refresh."""
-    max_wait: MaxWait = timedelta(seconds=10)
-    """How long requests that keep coming may put it off, from the first one."""
+    max_wait: MaxWait = Field(
+        default_factory=lambda given: max(timedelta(seconds=10), 10 * given.get("delay", timedelta()))
+    )
+    """How long requests that keep coming may put it off, from the first one; default: ten delays, at least 10 s."""
     on_write: bool = False
     """Whether triggers on the tables behind it request a refresh (`upkeep triggers`)."""
     cascade: bool = False

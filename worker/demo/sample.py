@@ -15,7 +15,7 @@ from worker.embedded.postgres import EmbeddedPostgres
 # The application's pace: a handful of payments and collections events in each burst.
 WRITE_PAUSE_S = 1.0
 
-EXAMPLES = ("lending", "trading")
+EXAMPLES = ("lending", "lp", "trading")
 OWNER = "app_owner"
 ROLE = "upkeep"
 

@@ -8,11 +8,11 @@ from types import ModuleType
 import psycopg
 import pytest
 
-from examples import lending, trading
+from examples import lending, lp, trading
 from tests import servers
 from worker.embedded.postgres import EmbeddedPostgres
 
-SCALES = {lending: 0.002, trading: 0.001}
+SCALES = {lending: 0.002, lp: 0.002, trading: 0.001}
 
 Installed = Callable[[ModuleType], servers.Database]
 
@@ -51,6 +51,11 @@ def clone(postgres_server: EmbeddedPostgres, installed: Installed) -> Iterator[I
 @pytest.fixture
 def lending_system(installed: Installed) -> Iterator[psycopg.Connection]:
     yield from _rolled_back(installed(lending))
+
+
+@pytest.fixture
+def lp_system(installed: Installed) -> Iterator[psycopg.Connection]:
+    yield from _rolled_back(installed(lp))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Both sample systems: what the demo, the benchmarks and a fleet rely on, whichever they run on."""
+"""The sample systems with views: what the demo, the benchmarks and a fleet rely on, whichever they run on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from examples import lending, trading
+from examples import lending, lp, trading
 from fleet import settings
 from fleet.names import RelationName
 from fleet.postgres.catalog.definition import DefinitionClass, read_definitions
@@ -26,13 +26,14 @@ SMALL = 0.001
 DEFINITION_CLASSES = {
     **dict.fromkeys(lending.VIEWS, DefinitionClass.DATA),
     "public.mv_ml_features_cache": DefinitionClass.DATE,
+    **dict.fromkeys(lp.VIEWS, DefinitionClass.DATA),
     "monitoring.mv_trading_summary_24h": DefinitionClass.TIME,
     "monitoring.mv_order_flow_metrics": DefinitionClass.TIME,
     "monitoring.mv_user_trading_stats": DefinitionClass.DATE,
 }
 
 
-@pytest.fixture(params=[lending, trading], ids=["lending", "trading"])
+@pytest.fixture(params=[lending, lp, trading], ids=["lending", "lp", "trading"])
 def example(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
 
@@ -40,7 +41,8 @@ def example(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture
 def system(request: pytest.FixtureRequest, example: ModuleType) -> psycopg.Connection:
     """The system to look at and to refresh; whatever the test does is rolled back."""
-    return request.getfixturevalue({lending: "lending_system", trading: "trading_system"}[example])
+    systems = {lending: "lending_system", lp: "lp_system", trading: "trading_system"}
+    return request.getfixturevalue(systems[example])
 
 
 @pytest.fixture
@@ -142,6 +144,7 @@ def test_a_concurrent_refresh_without_changes_rewrites_no_row(system, example):
 def test_the_same_seed_gives_the_same_rows(new_database: NewDatabase, example):
     as_of = {
         lending: datetime(2026, 3, 31, tzinfo=UTC).date(),
+        lp: datetime(2026, 3, 31, tzinfo=UTC).date(),
         trading: datetime(2026, 3, 31, 13, 5, tzinfo=UTC),
     }[example]
     prints = []
@@ -180,6 +183,7 @@ def test_a_burst_is_committed_whatever_the_connection_is_like(own_system, connec
     changed = {name for name in before if before[name] != after[name]}
     expected = {
         lending: {"payment", "payment_allocation", "collections_event"},
+        lp: {"capital_activities"},
         trading: {"orders", "trades"},
     }[example]
     assert expected <= changed

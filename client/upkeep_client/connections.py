@@ -1,0 +1,100 @@
+"""Clients of redis-py for a URL, with limits that suit somebody who writes to a database meanwhile.
+
+redis-py's own waits and retries are made for an application that cannot go on without Redis. Here one attempt is
+made, each step of it within `timeout`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+import redis
+import redis.asyncio
+import redis.asyncio.cluster
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.cluster
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+from upkeep_client.errors import InvalidUrl
+from upkeep_client.urls import RedisUrl, parse
+
+SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+
+
+def connect(url: str, *, timeout: float | None = None, **options: Any) -> redis.Redis:
+    """Make a client for a URL of a server, a socket or Sentinels; it connects when it is first used.
+
+    `options` are redis-py's; what the URL says wins.
+
+    Raises:
+        InvalidUrl: the URL is none, or one of a cluster.
+
+    """
+    parsed = _without_cluster(parse(url))
+    options = {**_limits(timeout), "retry": Retry(NoBackoff(), 0), **options}
+    if parsed.service is None:
+        return redis.Redis.from_url(url, **options)
+    arguments, own = _sentinel_arguments(parsed, options)
+    sentinel = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        list(parsed.hosts), sentinel_kwargs=own, **arguments
+    )
+    found: redis.Redis = sentinel.master_for(parsed.service)  # type: ignore[no-untyped-call]
+    return found
+
+
+def connect_async(url: str, *, timeout: float | None = None, **options: Any) -> redis.asyncio.Redis:
+    """Make the asyncio client for a URL; it belongs to the event loop that first uses it.
+
+    Raises:
+        InvalidUrl: the URL is none, or one of a cluster.
+
+    """
+    parsed = _without_cluster(parse(url))
+    options = {**_limits(timeout), "retry": redis.asyncio.retry.Retry(NoBackoff(), 0), **options}
+    if parsed.service is None:
+        return redis.asyncio.Redis.from_url(url, **options)
+    arguments, own = _sentinel_arguments(parsed, options)
+    sentinel = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        list(parsed.hosts), sentinel_kwargs=own, **arguments
+    )
+    found: redis.asyncio.Redis = sentinel.master_for(parsed.service)
+    return found
+
+
+def _limits(timeout: float | None) -> dict[str, Any]:
+    # RESP2: no HELLO, which older servers and proxies refuse, and a connection that the server closed is noticed
+    # before it is used.
+    limits: dict[str, Any] = {"protocol": 2, "max_connections": 10_000}
+    if timeout is not None:
+        limits |= {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    return limits
+
+
+def _without_cluster(parsed: RedisUrl) -> RedisUrl:
+    if parsed.kind == "cluster":
+        raise InvalidUrl("The broker cannot be a Redis Cluster; only the cache can (cache_url).")
+    return parsed
+
+
+def _sentinel_arguments(parsed: RedisUrl, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the primary's connections are made with, and what the Sentinels'."""
+    own = {key: value for key, value in parsed.options if key in SENTINEL_OPTIONS}
+    query = urlencode([option for option in parsed.options if option[0] not in SENTINEL_OPTIONS])
+    # redis-py gives the options of a query their types.
+    typed = dict(parse_url(f"redis://localhost?{query}"))  # type: ignore[no-untyped-call]
+    typed.pop("host", None)
+    credentials = {"username": parsed.username, "password": parsed.password}
+    arguments = {**options, **credentials, "db": parsed.db, **typed}
+    if parsed.tls:
+        arguments["ssl"] = True
+    kept = {
+        key: value
+        for key, value in arguments.items()
+        if key.startswith(("ssl", "socket_")) or key in ("retry", "protocol")
+    }
+    return arguments, {**kept, **{key.removeprefix("sentinel_"): value for key, value in own.items()}}

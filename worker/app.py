@@ -32,6 +32,7 @@ from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
 from tasks.refresh import tasks as refresh_tasks
+from tasks.refresh import trigger_tasks
 from tasks.refresh.view import manage
 from worker.broker import outlive_a_lost_connection
 from worker.reaper import Reaper
@@ -85,6 +86,8 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         # As objects: with names only, Flower answers 500 about queues while no worker is up.
         "task_queues": [_queue(name) for name in QUEUES],
         "task_routes": {
+            # It may wait for locks, and no view for it; a name goes before a pattern.
+            trigger_tasks.INSTALL_TRIGGERS: {"queue": trigger_tasks.QUEUE},
             "upkeep.refresh.*": {"queue": "refresh"},
             "upkeep.job.*": {"queue": "maintenance"},
             "upkeep.ledger.*": {"queue": "maintenance"},
@@ -137,7 +140,7 @@ app.steps["worker"].update({Reaper, Stopping})
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
-    for task in (*refresh_tasks.TASKS, *job_tasks.TASKS, *ledger_tasks.TASKS):
+    for task in (*refresh_tasks.TASKS, *trigger_tasks.TASKS, *job_tasks.TASKS, *ledger_tasks.TASKS):
         task.Request = Request
         app.register_task(task())
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from fleet.errors import ConfigurationError, UpkeepError
-from worker.cli import look, output, schedule, setup, work
+from worker.cli import look, output, schedule, setup, triggers, work
 from worker.cli.options import UsageMistakeError
 
 FAILED, MISUSED, INTERRUPTED, READER_GONE = 1, 2, 130, 141
@@ -59,7 +59,7 @@ def upkeep(
     """Keep PostgreSQL's materialized views fresh with a Celery fleet on Redis."""
 
 
-for group in (setup.app, work.app, schedule.app, look.app, work.trial):
+for group in (setup.app, work.app, triggers.app, schedule.app, look.app, work.trial):
     app.add_typer(group)
 
 

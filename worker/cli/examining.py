@@ -33,10 +33,12 @@ from fleet.postgres.queries import load
 from fleet.settings import Database, Settings
 from schedules import state
 from schedules.entries import entries
+from tasks.refresh.trigger_ddl import look
 from tasks.refresh.view import missing
 from worker import doctor as judging
 from worker.cli import options, output
 from worker.doctor import About, Facts, Finding, Level, Skew
+from worker.doctor_triggers import judge_triggers
 
 _sql = load("worker", "doctor.sql")
 
@@ -89,6 +91,7 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
         if name == settings.fleet.home:
             findings += _asked(name, "scheduler", lambda: _scheduler(name, connection, settings))
         findings += _asked(name, "views", lambda: _views(database, connection))
+        findings += _asked(name, "triggers", lambda: _triggers(database, connection))
     return findings
 
 
@@ -230,6 +233,14 @@ def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
             usable=name.schema not in unusable,
         )
     yield from failures
+
+
+def _triggers(database: Database, connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+    try:
+        migrations.refuse_unless_current(connection, database.name)
+    except UpkeepError:
+        return  # told with the schema
+    yield from judge_triggers(database.name, look(connection, database).plan())
 
 
 def _show(findings: list[Finding], databases: list[str], *, everything: bool) -> None:

@@ -79,6 +79,7 @@ def plan_refresh(  # noqa: PLR0917 - Typer fills them by name
 upkeep.refresh.view  view=schema.view  one view, what it reads first
 upkeep.refresh.tier  tier=name         the views of a tier
 upkeep.refresh.all                     every managed view
+upkeep.refresh.triggers                the triggers of on_write = true
 upkeep.job.run       job=name          one declared job
 upkeep.ledger.prune                    old runs become monthly summaries
 

@@ -65,7 +65,14 @@ def test_every_query_says_what_it_answers_and_can_be_prepared(path: Path, upkeep
 
 def test_the_catalogues_queries_are_among_them() -> None:
     found = {path.name for path in FILES if path.parent.name == "catalog"}
-    assert found == {"definition.sql", "reading.sql", "server.sql", "sources.sql", "views.sql"}
+    assert found == {
+        "definition.sql",
+        "reading.sql",
+        "server.sql",
+        "sources.sql",
+        "triggers.sql",
+        "views.sql",
+    }
 
 
 THINGS = """

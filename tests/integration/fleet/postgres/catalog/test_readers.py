@@ -13,6 +13,7 @@ from fleet.postgres.catalog.definition import read_definitions
 from fleet.postgres.catalog.reading import read_reading
 from fleet.postgres.catalog.server import read_server
 from fleet.postgres.catalog.sources import read_sources
+from fleet.postgres.catalog.triggers import read_write_triggers
 from fleet.postgres.catalog.views import read_views
 from tests import servers
 from tests.conftest import NewRole
@@ -36,6 +37,7 @@ READERS: dict[str, Callable[[Connection], Any]] = {
     "definitions": read_definitions,
     "counters": counters,
     "server": lambda conn: read_server(conn).system_identifier,
+    "triggers": read_write_triggers,
 }
 SCHEMA = """
 CREATE SCHEMA closed;
@@ -43,6 +45,8 @@ CREATE TABLE closed."Größe" (id int, "geändert" timestamptz);
 CREATE VIEW closed."Übersicht" AS SELECT id, now() AS "geprüft" FROM closed."Größe";
 CREATE MATERIALIZED VIEW closed."Wöchentlich" AS SELECT id, "geprüft" FROM closed."Übersicht" ORDER BY id;
 CREATE UNIQUE INDEX ON closed."Wöchentlich" (id);
+CREATE FUNCTION closed.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER upkeep_on_write AFTER INSERT ON closed."Größe" EXECUTE FUNCTION closed.note('closed."Wöchentlich"');
 """
 
 

@@ -31,7 +31,7 @@ from fleet.errors import UpkeepError
 from fleet.postgres.migrations import migrate
 from worker.demo.live import Board, Row, read_rows
 from worker.demo.processes import Fleet, wait_for_worker
-from worker.demo.sample import EXAMPLES, Example, Writer, prepare
+from worker.demo.sample import EXAMPLES, Example, Writer, application, let_request, prepare
 from worker.demo.verdict import Verdict, judge
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
@@ -121,9 +121,10 @@ def _run(
         }
         database = settings.load(config, environment).database(name)
         migrate(fleet_url)
+        let_request(fleet_url)
         flower_port = _free_port()
         fleet = Fleet(folder=folder, environment=environment)
-        writer = Writer(example, owner_url)
+        writer = Writer(application(name, example), owner_url, redis.url())
         try:
             say("starting a worker, the scheduler and Flower …")
             fleet.start(
@@ -137,8 +138,8 @@ def _run(
             fleet.start("beat", "beat", "--pidfile=")
             fleet.start("flower", "flower", "--address=127.0.0.1", f"--port={flower_port}")
             wait_for_worker(fleet, environment, stopped)
+            _ask_for_everything(environment, database)
             writer.start()
-            _ask_for_everything(environment, name)
             say("running")
             board = Board(
                 title=f"{name}: kept fresh by Upkeep",
@@ -193,7 +194,7 @@ def _watch(
         board.shown(console, live=live) as draw,
     ):
         while True:
-            rows = read_rows(connection, database)
+            rows = read_rows(connection, database, writer.seen_after)
             elapsed = time.monotonic() - began
             caption = (
                 f"{elapsed:.0f} s"
@@ -217,9 +218,11 @@ def _watch(
     return judge(console, rows, fleet, writer, dead=dead, interrupted=stopped.is_set() and duration is None)
 
 
-def _ask_for_everything(environment: Mapping[str, str], name: str) -> None:
+def _ask_for_everything(environment: Mapping[str, str], database: settings.Database) -> None:
     with Celery(broker=environment["UPKEEP_REDIS_URL"]) as app:
-        app.send_task("upkeep.refresh.all", kwargs={"database": name}, queue="refresh")
+        app.send_task("upkeep.refresh.all", kwargs={"database": database.name}, queue="refresh")
+        if any(view.on_write for view in database.views.values()):
+            app.send_task("upkeep.refresh.triggers", kwargs={"database": database.name}, queue="maintenance")
 
 
 @contextlib.contextmanager

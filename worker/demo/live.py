@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -46,9 +47,15 @@ class Row:
     next_slot: datetime
     succeeded: bool
     problem: str | None
+    seen_after: float | None = None
+    """Where the application looks: how many seconds after its commit a write can be read."""
 
 
-def read_rows(connection: psycopg.Connection[Any], database: settings.Database) -> list[Row]:
+def read_rows(
+    connection: psycopg.Connection[Any],
+    database: settings.Database,
+    seen_after: Mapping[str, float] = MappingProxyType({}),
+) -> list[Row]:
     """What the ledger and upkeep.view_freshness say of every managed view."""
     known = {
         view: (age, changed, duration)
@@ -78,6 +85,7 @@ def read_rows(connection: psycopg.Connection[Any], database: settings.Database) 
                 next_slot=next_slot(tier.cron, tier.timezone, now),
                 succeeded=age is not None,
                 problem=failure.reason if failure else None,
+                seen_after=seen_after.get(name),
             )
         )
     return rows
@@ -113,12 +121,14 @@ class Board:
             padding=(0, 1, 0, 0),
         )
         table.add_column(f"view in {schemas.copy().pop()}" if len(schemas) == 1 else "view", overflow="fold")
+        looked = any(row.seen_after is not None for row in rows)
         for heading, right in (
             ("tier", False),
             ("age", True),
             ("last run", False),
             ("took", True),
             ("rows changed", True),
+            *([("write read after", True)] if looked else []),
             ("next slot", False),
         ):
             table.add_column(heading, justify="right" if right else "left", no_wrap=True)
@@ -131,6 +141,7 @@ class Board:
                 Text(state.value, style=_COLOURS[state]) if state else Text("never", style="dim"),
                 "" if row.duration is None else f"{row.duration.total_seconds() * 1000:,.0f} ms",
                 "" if row.rows_changed is None else f"{row.rows_changed:,}",
+                *(["" if row.seen_after is None else f"{row.seen_after:.2f} s"] if looked else []),
                 row.next_slot.strftime("%H:%M UTC"),
             )
         return table

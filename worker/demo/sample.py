@@ -1,10 +1,16 @@
-"""The sample system that the demo keeps fresh, and the application that writes to it and knows nothing of us."""
+"""The sample system that the demo keeps fresh, and the application that writes to it.
+
+Most know nothing of us. One that does asks for refreshes: it has a module `bursts` with an `application`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import random
 import secrets
 import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import psycopg
@@ -16,6 +22,8 @@ from worker.embedded.postgres import EmbeddedPostgres
 WRITE_PAUSE_S = 1.0
 
 EXAMPLES = ("lending", "lp", "trading")
+# Whose application asks for refreshes.
+AWARE = frozenset({"lp"})
 OWNER = "app_owner"
 ROLE = "upkeep"
 
@@ -33,27 +41,74 @@ class Example(Protocol):
         """One burst of application writes."""
 
 
-class Writer(threading.Thread):
-    """The application: it knows nothing of Upkeep and writes until it is stopped."""
+class Application(Protocol):
+    """What writes, and may look when its writes can be read."""
 
-    def __init__(self, example: Example, url: str) -> None:
-        super().__init__(name="application", daemon=True)
+    def burst(self, rng: random.Random) -> None:
+        """Some writes."""
+
+    def seen_after(self) -> Mapping[str, float]:
+        """By view, the seconds from a write's commit until the view had it."""
+
+
+# On the application's connection, with the fleet's Redis.
+Applications = Callable[[psycopg.Connection[Any], str], AbstractContextManager[Application]]
+
+
+class Unaware:
+    """An application that knows nothing of Upkeep."""
+
+    def __init__(self, example: Example, connection: psycopg.Connection[Any]) -> None:
         self._example = example
+        self._connection = connection
+
+    def burst(self, rng: random.Random) -> None:
+        """What the example writes."""
+        self._example.write(self._connection, rng)
+
+    def seen_after(self) -> Mapping[str, float]:
+        """It does not look."""
+        return {}
+
+
+def application(name: str, example: Example) -> Applications:
+    """The example's own application, or one that only writes."""
+    if name in AWARE:
+        aware: Applications = importlib.import_module(f"examples.{name}.bursts").application
+        return aware
+
+    @contextmanager
+    def unaware(connection: psycopg.Connection[Any], _: str) -> Iterator[Application]:
+        yield Unaware(example, connection)
+
+    return unaware
+
+
+class Writer(threading.Thread):
+    """The application's process: it writes until it is stopped."""
+
+    def __init__(self, application: Applications, url: str, redis_url: str) -> None:
+        super().__init__(name="application", daemon=True)
+        self._application = application
         self._url = url
+        self._redis_url = redis_url
         self._stopped = threading.Event()
         self.bursts = 0
+        self.seen_after: Mapping[str, float] = {}
         self.error: str | None = None
 
     def run(self) -> None:
         """Write a burst, pause, again."""
         rng = random.Random(7)  # noqa: S311 - sample data
         try:
-            with psycopg.connect(
-                self._url, autocommit=True, application_name="the application"
-            ) as connection:
+            with (
+                psycopg.connect(self._url, autocommit=True, application_name="the application") as connection,
+                self._application(connection, self._redis_url) as application,
+            ):
                 while not self._stopped.wait(WRITE_PAUSE_S):
-                    self._example.write(connection, rng)
+                    application.burst(rng)
                     self.bursts += 1
+                    self.seen_after = application.seen_after()
         except psycopg.Error as exc:
             if not self._stopped.is_set():
                 self.error = str(exc).strip()
@@ -61,7 +116,8 @@ class Writer(threading.Thread):
     def stop(self) -> None:
         """Finish the burst and end."""
         self._stopped.set()
-        self.join(timeout=10)
+        if self.is_alive():  # it may never have begun
+            self.join(timeout=10)
 
 
 def prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: float) -> tuple[str, str]:
@@ -85,3 +141,14 @@ def prepare(postgres: EmbeddedPostgres, name: str, example: Example, scale: floa
     with psycopg.connect(owner) as connection:
         example.install(connection, scale=scale)
     return owner, fleet
+
+
+def let_request(fleet: str) -> None:
+    """What the application's role needs to ask for refreshes and to look how fresh a view is."""
+    with psycopg.connect(fleet) as connection:
+        for statement in (
+            "GRANT USAGE ON SCHEMA upkeep TO {}",
+            "GRANT EXECUTE ON FUNCTION upkeep.request_refresh(text, jsonb, boolean) TO {}",
+            "GRANT SELECT ON upkeep.view_freshness TO {}",
+        ):
+            connection.execute(sql.SQL(statement).format(sql.Identifier(OWNER)))

@@ -39,6 +39,7 @@ class Verdict:
                     "last_run": row.run.state if row.run else None,
                     "duration_s": row.duration.total_seconds() if row.duration is not None else None,
                     "rows_changed": row.rows_changed,
+                    "seen_after_s": row.seen_after,
                     "next_slot": row.next_slot.isoformat(),
                     "refreshed": row.succeeded,
                 }

@@ -26,7 +26,7 @@ from fleet.postgres.catalog.triggers import (
     read_tables,
     read_write_triggers,
 )
-from fleet.postgres.failures import explain, is_transient
+from fleet.postgres.failures import explain
 from fleet.postgres.queries import load
 from fleet.settings import Database
 from tasks.refresh import triggers
@@ -171,5 +171,4 @@ def _failed(exc: psycopg.Error, line: Line) -> UpkeepError:
             remedy="Try again when its long transactions are over; "
             "SELECT * FROM pg_stat_activity WHERE xact_start < now() - interval '1 minute' shows them",
         )
-    error = explain(exc, doing=f"To {line.action} the trigger on {line.object}")
-    return error if is_transient(exc) else PermanentError(error.message, remedy=error.remedy)
+    return explain(exc, doing=f"To {line.action} the trigger on {line.object}")

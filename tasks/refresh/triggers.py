@@ -123,7 +123,7 @@ def plan(
     for written, several in tables.items():
         for table in several:
             known[table.oid] = table
-            # A foreign parent or a temporary one takes none, and a partition's rows do not come through it.
+            # A foreign parent takes none that would tell of what is written there.
             if written in wanted.tables and table.kind in _TABLES:
                 views[table.oid] |= wanted.tables[written]
     there = _by_table(installed)
@@ -293,6 +293,8 @@ def _changed(
 ) -> Line:
     """The line of a table whose triggers must become one for `views`, or none; or why this role may not do it."""
     spare = tuple(each.name for each in ours if each.name != TRIGGER_NAME or not views)
+    # What is left over and may not be dropped is no worse for that: no view waits for it.
+    refused = State.FORBIDDEN if views else State.LEFTOVER
     lacks = []
     if not table.may_use_schema:
         lacks.append(
@@ -307,7 +309,7 @@ def _changed(
         return Line(
             object=str(table.name),
             table=table.name,
-            state=State.FORBIDDEN,
+            state=refused,
             views=shown,
             reason=f"the role {role} lacks {' and '.join(what for what, _ in lacks)}",
             remedy=" ".join(grant for _, grant in lacks),
@@ -316,7 +318,7 @@ def _changed(
         return Line(
             object=str(table.name),
             table=table.name,
-            state=State.FORBIDDEN,
+            state=refused,
             views=shown,
             reason=f"only its owner {table.owner} may drop a trigger on it"
             + (f"; {reason}" if reason else ""),

@@ -4,6 +4,7 @@
 the commit; `upkeep_client.cache` is a cache that the fleet empties after a refresh.
 """
 
+from upkeep_client.aio import AsyncUpkeep
 from upkeep_client.errors import InvalidRequest, InvalidUrl, RequestNotSent
 from upkeep_client.marking import MARK_SCRIPT, MARK_SHA
 from upkeep_client.upkeep import Upkeep
@@ -11,6 +12,7 @@ from upkeep_client.upkeep import Upkeep
 __all__ = [
     "MARK_SCRIPT",
     "MARK_SHA",
+    "AsyncUpkeep",
     "InvalidRequest",
     "InvalidUrl",
     "RequestNotSent",

@@ -37,6 +37,23 @@ class Requester:
         parsed = parse(url) if isinstance(url, str) else None
         self._secrets = [parsed.password] if parsed and parsed.password else []
 
+    def prepare(
+        self,
+        view: str | Iterable[str],
+        *,
+        database: str | None = None,
+        keys: Iterable[Key] | None = None,
+        parameters: Mapping[str, Key] | None = None,
+    ) -> list[Request]:
+        """Check a call of `request_refresh` without sending anything; `send()` takes what comes of it.
+
+        Raises:
+            InvalidRequest: a wrong type or value.
+
+        """
+        database = self.database if database is None else database
+        return prepare(view, database=database, keys=keys, parameters=parameters)
+
     def _body(
         self,
         view: str | Iterable[str],
@@ -44,10 +61,9 @@ class Requester:
         keys: Iterable[Key] | None,
         parameters: Mapping[str, Key] | None,
     ) -> Sequence[bytes]:
-        database = self.database if database is None else database
         if keys is None and parameters is None and type(view) is str:
-            return (plain_body(view, database),)
-        return bodies(prepare(view, database=database, keys=keys, parameters=parameters))
+            return (plain_body(view, self.database if database is None else database),)
+        return bodies(self.prepare(view, database=database, keys=keys, parameters=parameters))
 
     def _not_sent(self, error: BaseException | None) -> bool:
         if error is None:

@@ -36,28 +36,28 @@ CREATE FUNCTION upkeep.request_refresh(view text, parameters jsonb DEFAULT NULL,
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- 257 bytes are the longest name there is: two parts of 63, all of them double quotes.
-    IF view IS NULL OR view = '' OR pg_catalog.octet_length(view) > 257 THEN
+    -- Nearly every call is of this kind, and each expression more is felt. 257 bytes are the longest name there is: two parts of 63,
+    -- all of them double quotes.
+    IF pg_catalog.octet_length(view) BETWEEN 1 AND 257 AND parameters IS NULL
+       AND pg_catalog.current_setting('transaction_read_only') = 'off' THEN
+        NULL;
+    ELSIF view IS NULL OR view = '' OR pg_catalog.octet_length(view) > 257 THEN
         RAISE WARNING 'upkeep.request_refresh: % names no view, nothing is requested', coalesce(pg_catalog.quote_literal(pg_catalog.left(view, 80)), 'NULL')
             USING HINT = 'Name it as upkeep.toml does: schema.view';
         RETURN;
-    END IF;
-    IF pg_catalog.current_setting('transaction_read_only')::boolean THEN
+    ELSIF pg_catalog.current_setting('transaction_read_only') = 'on' THEN
         RAISE WARNING 'upkeep.request_refresh: a read-only transaction has written nothing, no refresh of % is requested', view;
         RETURN;
-    END IF;
-    IF parameters IS NOT NULL THEN
-        IF pg_catalog.pg_column_size(parameters) > 65536 THEN
-            RAISE WARNING 'upkeep.request_refresh: the parameters for % are longer than 64 kB, so all of its tags are invalidated', view;
-            parameters := NULL;
-        ELSIF pg_catalog.jsonb_typeof(parameters) = 'null' THEN
-            parameters := NULL;
-        ELSIF pg_catalog.jsonb_typeof(parameters) <> 'object'
-              AND (pg_catalog.jsonb_typeof(parameters) <> 'array'
-                   OR EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(parameters) AS each WHERE pg_catalog.jsonb_typeof(each) <> 'object')) THEN
-            RAISE WARNING 'upkeep.request_refresh: the parameters for % are not an object or an array of objects, so all of its tags are invalidated', view;
-            parameters := NULL;
-        END IF;
+    ELSIF pg_catalog.pg_column_size(parameters) > 65536 THEN
+        RAISE WARNING 'upkeep.request_refresh: the parameters for % are longer than 64 kB, so all of its tags are invalidated', view;
+        parameters := NULL;
+    ELSIF pg_catalog.jsonb_typeof(parameters) = 'null' THEN
+        parameters := NULL;
+    ELSIF pg_catalog.jsonb_typeof(parameters) <> 'object'
+          AND (pg_catalog.jsonb_typeof(parameters) <> 'array'
+               OR EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(parameters) AS each WHERE pg_catalog.jsonb_typeof(each) <> 'object')) THEN
+        RAISE WARNING 'upkeep.request_refresh: the parameters for % are not an object or an array of objects, so all of its tags are invalidated', view;
+        parameters := NULL;
     END IF;
     INSERT INTO upkeep.refresh_request (view, parameters) VALUES (view, parameters);
     -- Only where it is asked for: transactions that notify commit one after the other, in all databases of the server.

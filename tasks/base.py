@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import psycopg
@@ -22,7 +22,10 @@ from celery import Task
 from celery.exceptions import Ignore, Reject
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from redis import Redis
+from upkeep_client.cache import Cache
 
+import fleet.redis
 from fleet import ledger, redaction
 from fleet.errors import PermanentError, TransientError, UpkeepError
 from fleet.ledger import NewRun, Run, State
@@ -92,6 +95,17 @@ class Runtime:
     pools: Pools
     # Of which requests this process has said that they wait, by database, until that has answered again.
     said_to_wait: dict[str, set[str]] = field(default_factory=dict)
+
+    @cached_property
+    def redis(self) -> Redis:
+        """The broker's Redis, for marks and messages of our own; shared by threads and safe after a fork."""
+        return fleet.redis.connect(self.settings.fleet.redis_url.get_secret_value())
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where applications keep cached results that a refresh makes wrong."""
+        url = self.settings.fleet.cache_url or self.settings.fleet.redis_url
+        return Cache(url.get_secret_value())
 
     @contextmanager
     def connection(self, database: Database, *, name: str | None) -> Iterator[psycopg.Connection[Any]]:

@@ -35,6 +35,7 @@ from tasks.refresh import tasks as refresh_tasks
 from tasks.refresh import trigger_tasks
 from tasks.refresh.view import manage
 from worker.broker import outlive_a_lost_connection
+from worker.dispatch import Dispatch
 from worker.reaper import Reaper
 from worker.stopping import Request, Stopping
 
@@ -135,7 +136,7 @@ def _queue(name: str) -> Queue:
 outlive_a_lost_connection()
 app = Upkeep("upkeep", set_as_current=True)
 app.add_defaults(lambda: configuration(app.runtime.settings))
-app.steps["worker"].update({Reaper, Stopping})
+app.steps["worker"].update({Dispatch, Reaper, Stopping})
 
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one

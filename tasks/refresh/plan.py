@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -75,14 +75,22 @@ def order(subjects: Mapping[RelationName, Subject]) -> list[RelationName]:
 
 
 def upstream_needs(
-    subjects: Mapping[RelationName, Subject], target: RelationName, *, as_of: datetime, demand: Demand
+    subjects: Mapping[RelationName, Subject],
+    target: RelationName,
+    *,
+    as_of: datetime,
+    demand: Demand,
+    written: Collection[int] | None = None,
 ) -> list[Need]:
     """What must be fresh before the target, in order.
 
     For a tick each upstream view to the latest slot of its own tier, so that a five-minute view never drags a
-    daily one along; for an event or an operator all of them to as_of.
+    daily one along; for an event or an operator to as_of: all of them, or those on the path from the relations
+    that are known to have been `written`.
     """
     above = _above(subjects, target)
+    if written is not None:
+        above = {name for name in above if reach(subjects, name).intersection(written)}
     needs = []
     for name in order({n: subjects[n] for n in above}):
         if demand is Demand.TICK:
@@ -92,6 +100,18 @@ def upstream_needs(
         else:
             needs.append(Need(view=name, as_of=as_of, entry=UPSTREAM, slot=as_of))
     return needs
+
+
+def reach(subjects: Mapping[RelationName, Subject], name: RelationName) -> frozenset[int]:
+    """Every relation whose change can change a view: its sources, and those of the managed views among them."""
+    names = {name} | _above(subjects, name)
+    return frozenset(source.oid for each in names for source in subjects[each].sources)
+
+
+def own_sources(subjects: Mapping[RelationName, Subject], name: RelationName) -> frozenset[int]:
+    """The relations that a view reads and none of the managed views that it is built on does."""
+    through = {oid for above in subjects[name].upstream for oid in reach(subjects, above)}
+    return frozenset(source.oid for source in subjects[name].sources) - through
 
 
 def recorded(subject: Subject, server: Server) -> str | None:

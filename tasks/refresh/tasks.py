@@ -16,6 +16,7 @@ from schedules.bell import ring
 from schedules.slots import interval, latest_slot
 from tasks.base import Arguments, Delivery, LedgeredTask
 from tasks.performing import Done, Outcome, Skip
+from tasks.refresh.announce import Announcer
 from tasks.refresh.execute import REFRESH_VIEW, Refresher
 from tasks.refresh.promotion import FAN_OUT_ATTEMPTS, REFRESH_ALL
 from tasks.refresh.verify import Verified, verify
@@ -62,7 +63,10 @@ class RefreshView(LedgeredTask[ViewArguments]):
     def work(self, delivery: Delivery[ViewArguments]) -> Outcome:
         """Refresh it."""
         refresher = Refresher(
-            connection=delivery.connection, database=delivery.database, worker=delivery.worker
+            connection=delivery.connection,
+            database=delivery.database,
+            worker=delivery.worker,
+            announcer=Announcer(delivery.database.name, broker=self.runtime.redis, cache=self.runtime.cache),
         )
         return refresher.refresh(delivery.run, RelationName.parse(delivery.run.target))
 

@@ -153,6 +153,28 @@ def look_at_all(
     return subjects, {n: missing(connection, n) for n in database.views if n not in subjects}
 
 
+def followers(
+    connection: psycopg.Connection[Any], database: settings.Database, subject: Subject
+) -> tuple[RelationName, ...]:
+    """The managed views that read this one and want to be refreshed after it."""
+    asking = [view.name for view in database.views.values() if view.cascade and view.name != subject.name]
+    if not asking:
+        return ()
+    found = connection.execute(
+        _sql.materialized_views.sql,
+        {"schemas": [n.schema for n in asking], "names": [n.name for n in asking]},
+    )
+    sources = read_sources(connection, sorted(int(oid) for (oid,) in found))
+    names = {oid: view.name for oid, view in read_views(connection, list(sources)).items()}
+    return tuple(
+        sorted(
+            names[oid]
+            for oid, each in sources.items()
+            if oid in names and any(source.oid == subject.found.oid for source in each)
+        )
+    )
+
+
 def read_states(connection: psycopg.Connection[Any]) -> dict[str, ViewState]:
     """The recorded state of every view, by canonical name."""
     with connection.cursor(row_factory=class_row(ViewState)) as cursor:

@@ -93,3 +93,23 @@ $$;
 COMMENT ON FUNCTION upkeep.note_write() IS 'Of the triggers that upkeep triggers installs: a statement on a table requests the refresh of the views behind it.';
 
 REVOKE ALL ON FUNCTION upkeep.request_refresh(text, jsonb, boolean), upkeep.note_write() FROM PUBLIC;
+
+-- The last event runs of a view, however many ticks it had since.
+CREATE INDEX run_event_target ON upkeep.run (task, target, id DESC) WHERE entry = 'event';
+
+CREATE FUNCTION upkeep.merged_arguments(one jsonb, other jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_object_agg(part.name, union_of.members), '{}')
+      FROM unnest(ARRAY['keys', 'parameters', 'sources']) AS part (name)
+     CROSS JOIN LATERAL (
+         SELECT coalesce(jsonb_agg(DISTINCT each.member), '[]') AS members
+           FROM jsonb_array_elements((one -> part.name) || (other -> part.name)) AS each (member)
+     ) AS union_of
+     WHERE jsonb_typeof(one -> part.name) = 'array' AND jsonb_typeof(other -> part.name) = 'array'
+       AND jsonb_array_length(union_of.members) <= 10000
+$$;
+
+COMMENT ON FUNCTION upkeep.merged_arguments(jsonb, jsonb) IS
+    'What two requests for one view ask for together: each part is a list of what it is limited to, a part that is not there is not limited.';

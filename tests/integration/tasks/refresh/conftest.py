@@ -16,6 +16,7 @@ from fleet.ledger import NewRun, Run
 from fleet.names import RelationName
 from fleet.postgres.connect import connect
 from tasks.performing import perform
+from tasks.refresh.announce import Announcer
 from tasks.refresh.execute import REFRESH_VIEW, Refresher
 from tests.servers import Database
 
@@ -43,6 +44,7 @@ class System:
         )
         self.connection = connect(database.url, application_name="upkeep/test")
         self.database = database
+        self.announcer: Announcer | None = None
         System.made.append(self)
 
     @contextmanager
@@ -62,17 +64,28 @@ class System:
 
     def refresh(self, name: str, **changes: Any) -> Run:
         """Ask for a refresh, do it here, and return the run as the ledger has it afterwards."""
-        refresher = Refresher(connection=self.connection, database=self.settings, worker="test")
-        declared = self.settings.views.get(RelationName.parse(name))
         with self.run(name, **changes) as run:
-            perform(
-                self.connection,
-                run,
-                lambda: refresher.refresh(run, RelationName.parse(name)),
-                retries=declared.retries if declared else (),
-                event="view.refresh",
-                doing=f"Refreshing {name}",
-            )
+            return self._perform(run)
+
+    def deliver(self, run_id: int) -> Run:
+        """Do what a run asks for here, as a worker would, and return it as the ledger has it afterwards."""
+        with ledger.claim(self.connection, run_id, worker="test") as run:
+            assert run is not None
+            return self._perform(run)
+
+    def _perform(self, run: Run) -> Run:
+        refresher = Refresher(
+            connection=self.connection, database=self.settings, worker="test", announcer=self.announcer
+        )
+        declared = self.settings.views.get(RelationName.parse(run.target))
+        perform(
+            self.connection,
+            run,
+            lambda: refresher.refresh(run, RelationName.parse(run.target)),
+            retries=declared.retries if declared else (),
+            event="view.refresh",
+            doing=f"Refreshing {run.target}",
+        )
         ended = ledger.get(self.connection, run.id)
         assert ended is not None
         return ended

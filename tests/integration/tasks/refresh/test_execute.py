@@ -13,7 +13,7 @@ from fleet.ledger import NewRun, State
 from fleet.names import RelationName
 from fleet.postgres import locks
 from fleet.postgres.connect import connect
-from tasks.refresh import execute
+from tasks.refresh import execute, holding, statement
 from tests.integration.tasks.refresh.conftest import System, view
 from tests.waiting import wait_until
 
@@ -146,7 +146,7 @@ def test_a_failed_upstream_does_not_stop_the_view(system):
 
 
 def test_somebody_elses_work_on_the_view_hands_the_run_back(system, monkeypatch):
-    monkeypatch.setattr(execute, "BUSY_WAIT_S", 0.2)
+    monkeypatch.setattr(holding, "BUSY_WAIT_S", 0.2)
     system.refresh("public.base")
     oid = system.scalar("SELECT 'public.base'::regclass::oid::int")
     with system.database.connect() as other:
@@ -160,7 +160,7 @@ def test_somebody_elses_work_on_the_view_hands_the_run_back(system, monkeypatch)
 
 
 def test_no_more_refreshes_at_once_than_allowed(system, monkeypatch):
-    monkeypatch.setattr(execute, "BUSY_WAIT_S", 0.2)
+    monkeypatch.setattr(holding, "BUSY_WAIT_S", 0.2)
     with system.database.connect() as other:
         for number in range(2):
             assert locks.try_acquire(other, locks.slot_key(number))
@@ -171,7 +171,7 @@ def test_no_more_refreshes_at_once_than_allowed(system, monkeypatch):
 
 
 def test_a_lock_that_stays_held_is_a_transient_error_that_is_tried_again(system, monkeypatch):
-    monkeypatch.setattr(execute, "LOCK_TRIES", 2)
+    monkeypatch.setattr(statement, "LOCK_TRIES", 2)
     monkeypatch.setattr("tasks.refresh.strategy.CONCURRENT_LOCK_TIMEOUT", timedelta(milliseconds=50))
     system.refresh("public.base")
     with psycopg.connect(system.database.url) as holder:
@@ -189,15 +189,15 @@ def test_a_short_lock_is_waited_for_within_the_attempt(system, monkeypatch):
     holder = psycopg.connect(system.database.url)
     holder.execute("COMMENT ON MATERIALIZED VIEW public.base IS 'locked: SHARE UPDATE EXCLUSIVE'")
     tries: list[int] = []
-    original = execute.Refresher._statement
+    original = statement._transaction
 
-    def counting(self, *args, **kwargs):
+    def counting(*args):
         tries.append(1)
         if len(tries) == 2:
             holder.close()
-        return original(self, *args, **kwargs)
+        return original(*args)
 
-    monkeypatch.setattr(execute.Refresher, "_statement", counting)
+    monkeypatch.setattr(statement, "_transaction", counting)
     run = system.refresh("public.base")
     assert (run.state, run.attempt, len(tries)) == (State.SUCCEEDED, 1, 2)
 

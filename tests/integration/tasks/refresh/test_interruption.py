@@ -55,7 +55,10 @@ class Child:
         self.pools = Pools()
         app: Any = Celery("test", set_as_current=False)
         app.runtime = Runtime(
-            settings=settings.Settings.model_construct(databases={"kept": system.settings}), pools=self.pools
+            settings=settings.Settings(
+                fleet=settings.Fleet(home="kept"), databases={"kept": system.settings}
+            ),
+            pools=self.pools,
         )
         self.task = app.register_task(RefreshView())
 

@@ -41,10 +41,13 @@ WITH taken AS (
             OR pg_catalog.pg_visible_in_snapshot(r.xid, :snapshot::pg_snapshot))
     RETURNING r.parameters
 )
-SELECT count(*) AS requests,
-       coalesce(bool_or(t.parameters IS NULL), false) AS unlimited,
-       coalesce(jsonb_agg(DISTINCT t.parameters) FILTER (WHERE t.parameters IS NOT NULL), '[]') AS parameters
-  FROM taken t;
+SELECT (SELECT count(*) FROM taken) AS requests,
+       EXISTS (SELECT FROM taken t WHERE t.parameters IS NULL) AS unlimited,
+       (SELECT coalesce(pg_catalog.jsonb_agg(DISTINCT e.parameters), '[]')
+          FROM taken t
+         CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(
+               CASE pg_catalog.jsonb_typeof(t.parameters) WHEN 'array' THEN t.parameters WHEN 'object' THEN pg_catalog.jsonb_build_array(t.parameters) ELSE '[]' END)
+               AS e (parameters)) AS parameters;
 
 -- name: request_downstream!
 -- Requests the refresh of the views that want to follow this one, in the transaction of its refresh.

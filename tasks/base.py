@@ -23,7 +23,6 @@ from celery.exceptions import Ignore, Reject
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
-from upkeep_client.cache import Cache
 
 import fleet.redis
 from fleet import ledger, redaction
@@ -102,10 +101,9 @@ class Runtime:
         return fleet.redis.connect(self.settings.fleet.redis_url.get_secret_value())
 
     @cached_property
-    def cache(self) -> Cache:
+    def cache(self) -> Any:
         """Where applications keep cached results that a refresh makes wrong."""
-        url = self.settings.fleet.cache_url or self.settings.fleet.redis_url
-        return Cache(url.get_secret_value())
+        return None
 
     @contextmanager
     def connection(self, database: Database, *, name: str | None) -> Iterator[psycopg.Connection[Any]]:

@@ -130,7 +130,7 @@ class Kept:
         """The fleet's sessions that work: the reapers' are there for as long as their workers."""
         return self.rows(
             "SELECT pid, application_name, state, query FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name LIKE 'upkeep%%' AND application_name <> 'upkeep/reaper'"
+            " AND application_name LIKE 'upkeep%%' AND application_name NOT IN ('upkeep/reaper', 'upkeep/dispatch')"
         )
 
     def advisory_locks(self) -> int:

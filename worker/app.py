@@ -31,16 +31,24 @@ from tasks import interruption
 from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
+from tasks.refresh import request_tasks, trigger_tasks
 from tasks.refresh import tasks as refresh_tasks
-from tasks.refresh import trigger_tasks
 from tasks.refresh.view import manage
-from worker.broker import outlive_a_lost_connection
+from worker.broker import celery_settings, outlive_a_lost_connection
 from worker.dispatch import Dispatch
 from worker.reaper import Reaper
 from worker.stopping import Request, Stopping
 
 log = structlog.get_logger(__name__)
 
+_TRANSPORT_OPTIONS = {
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+    "socket_timeout": 30,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+}
 QUEUES = ("refresh", "refresh.slow", "maintenance", "archive", "watch")
 
 
@@ -75,8 +83,9 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
     queues = fleet.queues
     redis = fleet.fleet.redis_url.get_secret_value()
     return {
-        "broker_url": redis,
-        "result_backend": redis,
+        **celery_settings(
+            redis, _TRANSPORT_OPTIONS | {"visibility_timeout": queues.visibility_timeout.total_seconds()}
+        ),
         "result_expires": queues.result_expires,
         "task_serializer": "json",
         "result_serializer": "json",
@@ -111,15 +120,6 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": {
-            "visibility_timeout": queues.visibility_timeout.total_seconds(),
-            "unacked_restore_interval": 10,
-            "unacked_restore_throttle": 1,
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 25,
-        },
         "redis_socket_timeout": 30.0,
         "redis_socket_keepalive": True,
         # Many may run: one of them leads. Celery's own schedule stays empty.
@@ -141,7 +141,8 @@ app.steps["worker"].update({Dispatch, Reaper, Stopping})
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
-    for task in (*refresh_tasks.TASKS, *trigger_tasks.TASKS, *job_tasks.TASKS, *ledger_tasks.TASKS):
+    tasks = (refresh_tasks, request_tasks, trigger_tasks, job_tasks, ledger_tasks)
+    for task in (each for module in tasks for each in module.TASKS):
         task.Request = Request
         app.register_task(task())
 

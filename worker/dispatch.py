@@ -71,8 +71,8 @@ class Dispatch(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships n
 class Away:
     """Says once that something is away, and once that it is back."""
 
-    def __init__(self, event: str, **bound: Any) -> None:
-        self._event = event
+    def __init__(self, what: str, **bound: Any) -> None:
+        self._what = what
         self._bound = bound
         self._away = False
         self.until = 0.0
@@ -88,13 +88,13 @@ class Away:
         if not self._away:
             # A redis-py error may quote the URL that it was given.
             shown = type(error).__name__ if isinstance(error, RedisError) else str(error).strip()
-            log.warning(self._event + "_away", error=shown, **self._bound)
+            log.warning("dispatch.away", what=self._what, error=shown, **self._bound)
         self._away = True
 
     def worked(self) -> None:
         """It answers."""
         if self._away:
-            log.info(self._event + "_back", **self._bound)
+            log.info("dispatch.back", what=self._what, **self._bound)
         self._away = False
 
 
@@ -116,8 +116,8 @@ class Watch:
         shortest = min((v.delay for v in database.views.values()), default=timedelta(hours=1)).total_seconds()
         self._look_s = min(max(shortest / 2, SHORTEST_LOOK_S), LONGEST_LOOK_S)
         self._query_s = min(max(shortest, SHORTEST_QUERY_S), LONGEST_QUERY_S)
-        self._redis_away = Away("dispatch.redis", database=database.name)
-        self._database_away = Away("dispatch.database", database=database.name)
+        self._redis_away = Away("Redis", database=database.name)
+        self._database_away = Away("PostgreSQL", database=database.name)
         self._next_query = self._next_sweep = 0.0
 
     def run(self) -> None:

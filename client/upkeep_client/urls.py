@@ -59,6 +59,13 @@ class RedisUrl:
         return bool(self.password) or any(key in _SECRETS for key, _ in self.options)
 
     @property
+    def place(self) -> str:
+        """The servers alone, for a message that says which one does not answer."""
+        return self.path or ",".join(
+            f"{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.hosts
+        )
+
+    @property
     def shown(self) -> str:
         """The URL for people, without secrets and options."""
         scheme = next(name for name, kind in _SCHEMES.items() if kind == (self.kind, self.tls))

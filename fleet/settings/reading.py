@@ -107,7 +107,7 @@ class Reader:
             self._found.error(key, url, "a URL is text", "Put it in quotes")
             return None
         try:
-            secret, shown = urls.redis(url)
+            secret, shown = urls.redis(url, cluster=name == "cache_url")
         except ConfigurationError as exc:
             self._found.error(key, url, exc.message, exc.remedy)
             return None

@@ -6,13 +6,14 @@ libpq's and Redis's own messages quote their input, so they are cut down to what
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from fleet.errors import ConfigurationError
 from fleet.postgres.addresses import addresses
+from upkeep_client.errors import InvalidUrl
+from upkeep_client.urls import parse
 
 # Connection parameters that are secrets themselves.
 _SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -75,26 +76,22 @@ def shown(parameters: dict[str, str]) -> str:
     return " ".join(f"{key}={'***' if key in _SECRETS else value}" for key, value in parameters.items())
 
 
-def redis(url: str) -> tuple[bool, str]:
+def redis(url: str, *, cluster: bool = False) -> tuple[bool, str]:
     """Whether a URL of Redis holds a password, and the URL for people, without it.
+
+    `cluster`: whether it may be one of a Redis Cluster.
 
     Raises:
         ConfigurationError: it is not a URL of Redis; the message quotes nothing of it.
 
     """
-    example = 'Write "redis://host:6379/0"; rediss:// is with TLS'
     try:
-        parts = urlsplit(url)
-        host, port, database = parts.hostname, parts.port, parts.path.removeprefix("/")
-    except ValueError:
-        raise ConfigurationError("its host or port is not valid", remedy=example) from None
-    if parts.scheme not in ("redis", "rediss"):
-        raise ConfigurationError("it is not a URL of Redis", remedy=example)
-    if not host or port == 0:
-        raise ConfigurationError("it names no host, or port 0", remedy=example)
-    if database and not database.isdecimal():
+        parsed = parse(url)
+    except InvalidUrl as exc:
+        raise ConfigurationError("it is not a URL of Redis", remedy=str(exc)) from None
+    if parsed.kind == "cluster" and not cluster:
         raise ConfigurationError(
-            "what follows the host must be the number of a Redis database", remedy=example
+            "the broker cannot be a Redis Cluster, only the cache can",
+            remedy="Write the URL of one server, or of Sentinels: redis+sentinel://host,host2/mymaster/0",
         )
-    secret = bool(parts.password) or "password=" in parts.query
-    return secret, f"{parts.scheme}://{'***@' if secret else ''}{host}:{port or 6379}/{database or 0}"
+    return parsed.has_secret, parsed.shown

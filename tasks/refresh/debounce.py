@@ -15,9 +15,10 @@ from typing import Any
 
 from redis import Redis
 
-MARKED_DATABASES = "upkeep:marked"
+from upkeep_client import marking
+
 # "All of them": a request that was not limited to some.
-EVERYTHING = b"*"
+EVERYTHING = marking.ALL.encode()
 
 _CLEAR = files("tasks.refresh").joinpath("lua", "clear.lua").read_text(encoding="utf-8")
 
@@ -54,7 +55,7 @@ def due_in(first: float, last: float, now: float, *, delay: timedelta, max_wait:
 def read_marks(redis: Redis, database: str) -> Marks:
     """Every mark of a database, in one round trip."""
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(_key(database))
+        pipeline.hgetall(marking.marks(database))
         pipeline.time()
         found, (seconds, microseconds) = pipeline.execute()
     marks = (_mark(view, value) for view, value in found.items())
@@ -69,8 +70,8 @@ def read_limits(redis: Redis, database: str, views: Iterable[str]) -> list[dict[
     asked = list(views)
     with redis.pipeline(transaction=False) as pipeline:
         for view in asked:
-            pipeline.smembers(f"{_key(database)}:keys:{view}")
-            pipeline.smembers(f"{_key(database)}:parameters:{view}")
+            pipeline.smembers(marking.keys(database, view))
+            pipeline.smembers(marking.parameters(database, view))
         answers = pipeline.execute()
     found = []
     for keys, parameters in zip(answers[::2], answers[1::2], strict=True):
@@ -87,16 +88,12 @@ def clear(redis: Redis, database: str, marks: Iterable[Mark]) -> int:
 
 def marked_databases(redis: Redis) -> set[str]:
     """The names of databases that somebody has ever made a request for."""
-    return {name.decode(errors="replace") for name in redis.smembers(MARKED_DATABASES)}  # type: ignore[union-attr]
+    return {name.decode(errors="replace") for name in redis.smembers(marking.MARKED)}  # type: ignore[union-attr]
 
 
 def forget_database(redis: Redis, database: str) -> None:
     """Take the name of a database without marks out of the known ones."""
-    redis.srem(MARKED_DATABASES, database)
-
-
-def _key(database: str) -> str:
-    return f"upkeep:marks:{database}"
+    redis.srem(marking.MARKED, database)
 
 
 def _mark(view: bytes, value: bytes) -> Mark | None:

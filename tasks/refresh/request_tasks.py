@@ -12,12 +12,12 @@ from typing import Any
 
 import structlog
 from celery.exceptions import Reject
-from pydantic import JsonValue, model_validator
-from upkeep_client import InvalidRequest, RequestNotSent, Upkeep
+from pydantic import model_validator
 
 from fleet.errors import PermanentError
 from tasks.base import UNREACHABLE_PAUSE_S, Arguments, LedgeredTask
 from tasks.performing import describe
+from upkeep_client import InvalidRequest, RequestNotSent, Upkeep
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ class RequestArguments(Arguments):
 
     view: str | list[str] | None = None
     keys: list[str | int] | None = None
-    parameters: dict[str, JsonValue] | list[dict[str, JsonValue]] | None = None
+    parameters: dict[str, str | int] | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> RequestArguments:

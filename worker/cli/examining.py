@@ -11,13 +11,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import redis
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from rich.text import Text
 
 from fleet import redaction
@@ -35,6 +32,8 @@ from schedules import state
 from schedules.entries import entries
 from tasks.refresh.trigger_ddl import look
 from tasks.refresh.view import missing
+from upkeep_client import connections
+from upkeep_client.urls import parse
 from worker import doctor as judging
 from worker.cli import options, output
 from worker.doctor import About, Facts, Finding, Level, Skew
@@ -97,14 +96,8 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
 
 def examine_redis(url: str) -> Iterator[Finding]:
     """Everything about Redis."""
-    parts = urlsplit(url)
-    where = f"{parts.hostname}:{parts.port or 6379}"
-    client = redis.Redis.from_url(
-        url,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+    where = parse(url).place
+    client = connections.connect(url, timeout=REDIS_TIMEOUT_S)
     with client:
         try:
             client.ping()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlsplit
 
 import redis
 from celery import Celery
@@ -22,6 +21,7 @@ from fleet.settings import Database, Settings
 from fleet.settings.model import closest
 from schedules.runs import Runs
 from tasks.base import Arguments, LedgeredTask, Runtime
+from upkeep_client.urls import parse
 from worker.app import app, configuration
 from worker.cli import following, options, output
 
@@ -192,7 +192,7 @@ def _producer(settings: Settings) -> Celery:
 
 
 def _send(producer: Celery, settings: Settings, request: Request) -> None:
-    parts = urlsplit(settings.fleet.redis_url.get_secret_value())
+    where = parse(settings.fleet.redis_url.get_secret_value()).place
     try:
         with producer.connection_for_write() as connection:
             connection.ensure_connection(
@@ -209,7 +209,7 @@ def _send(producer: Celery, settings: Settings, request: Request) -> None:
             )
     except (OperationalError, redis.RedisError, OSError) as exc:
         raise TransientError(
-            f"Redis at {parts.hostname}:{parts.port or 6379} took no message: {' '.join(str(exc).split())}",
+            f"Redis at {where} took no message: {' '.join(str(exc).split())}",
             remedy="Start it, or set UPKEEP_REDIS_URL to where it is; nothing was sent",
         ) from exc
 

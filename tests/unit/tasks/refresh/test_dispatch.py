@@ -50,7 +50,9 @@ def test_a_name_in_any_way_of_sql(database: settings.Database, written: str) -> 
     assert asked.due_in == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("written", ["public.other", "mv", "", 'public."mv', "public.mv; DROP TABLE x", '"PUBLIC".mv'])
+@pytest.mark.parametrize(
+    "written", ["public.other", "mv", "", 'public."mv', "public.mv; DROP TABLE x", '"PUBLIC".mv']
+)
 def test_what_nobody_manages(database: settings.Database, written: str) -> None:
     asked = judge(database, written, first=1.0, last=2.0, now=5.0)
     assert asked.view is None

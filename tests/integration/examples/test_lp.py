@@ -14,6 +14,9 @@ from examples.lp import traffic
 from fleet.names import RelationName
 from tests.integration.examples.conftest import Installed
 
+# ON DELETE RESTRICT has an error of its own from PostgreSQL 18 on.
+REFERENCED = (errors.RestrictViolation, errors.ForeignKeyViolation)
+
 # What each view has to hold, one correlated question per column: slow, and hard to get wrong in the same way.
 PLAIN = {
     "public.lp_performance_latest": """
@@ -257,8 +260,8 @@ class TestRules:
     @pytest.mark.parametrize(
         ("statement", "error"),
         [
-            ("DELETE FROM limited_partners WHERE id = 1", errors.RestrictViolation),
-            ("DELETE FROM lp_fund_commitments WHERE id = 1", errors.RestrictViolation),
+            ("DELETE FROM limited_partners WHERE id = 1", REFERENCED),
+            ("DELETE FROM lp_fund_commitments WHERE id = 1", REFERENCED),
             ("UPDATE lp_fund_commitments SET fund_id = 99999 WHERE id = 1", errors.ForeignKeyViolation),
             (
                 "UPDATE lp_fund_commitments SET commitment_amount_cents = -1 WHERE id = 1",
@@ -280,7 +283,10 @@ class TestRules:
         ],
     )
     def test_what_cannot_be_is_refused(
-        self, lp_system: psycopg.Connection, statement: str, error: type[Exception]
+        self,
+        lp_system: psycopg.Connection,
+        statement: str,
+        error: type[Exception] | tuple[type[Exception], ...],
     ) -> None:
         with pytest.raises(error):
             lp_system.execute(statement)

@@ -226,8 +226,10 @@ def _show(report: Report, *, did: bool | None) -> None:
         if deed is not None and deed.error is not None:
             said.append(("error", deed.error.message, deed.error.remedy))
         elif line.remedy and line.action is None:
-            level = "info" if line.state is State.IMPOSSIBLE else "warning"
-            said.append((level, f"{line.object} is {line.state}", line.remedy))
+            if line.state is State.IMPOSSIBLE:
+                said.append(("info", f"No trigger can tell of {line.object}", line.remedy))
+            else:
+                said.append(("warning", f"The trigger on {line.object} is {line.state}", line.remedy))
     if did is None and any(line.action is not None for line in report.lines):
         said.append(("warning", "Not everything is as declared", planning.INSTALL))
     if said:

@@ -21,7 +21,7 @@ app.add_typer(
 ViewsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[VIEW]...",
+        metavar="VIEW",
         help="Only the tables behind these views. [dim]Default: all[/dim]",
         show_default=False,
     ),
@@ -78,9 +78,9 @@ def install(
 ) -> int:
     """Bring the triggers to what is declared: add, change, remove what is left over.
 
-    A writer of a table waits while its trigger is made, and never for longer
-    than half a second; a table that stays busy is reported, and the others are
-    done. Running it again does nothing. Run it after adding partitions.
+    A writer of a table waits while its trigger is made, never for longer than
+    half a second at a time; a table that stays busy is reported, and the others
+    are done. Running it again does nothing. Run it after adding partitions.
     """
     from worker.cli import triggering  # noqa: PLC0415
 

@@ -257,6 +257,18 @@ def test_a_loop_in_one_transaction_makes_one_row_and_savepoints_lose_none(made):
     assert len(taken(conn)) == 2
 
 
+def test_in_a_prepared_transaction(made):
+    system = made(
+        "CREATE TABLE public.t (id int); CREATE MATERIALIZED VIEW public.v AS SELECT id FROM public.t",
+        "public.v",
+    )
+    install(system)
+    system.connection.execute("BEGIN; INSERT INTO public.t VALUES (1); PREPARE TRANSACTION 'noted'")
+    assert taken(system.connection) == []
+    system.connection.execute("COMMIT PREPARED 'noted'")
+    assert taken(system.connection) == [("public.v", "t")]
+
+
 def test_a_writer_without_any_right_on_our_schema(made, role: NewRole, upkeep_database):
     system = made(
         "CREATE TABLE public.t (id int); CREATE MATERIALIZED VIEW public.v AS SELECT id FROM public.t",

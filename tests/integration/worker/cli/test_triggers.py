@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.worker.cli.conftest import Upkeep
 from tests.servers import Database
+from tests.waiting import wait_until
 from worker.cli import examining
 
 CONFIG = """
@@ -171,6 +172,35 @@ def test_the_scheduled_task_installs_and_says_what_it_did(on_write, worker, syst
     assert on_write("run", "upkeep.refresh.triggers", "--wait").code == 0
     assert conn.execute(done).fetchall()[1][2] == "every trigger is in place"
     assert on_write("check").code == 0
+
+
+@pytest.mark.slow
+def test_the_scheduled_task_is_tried_again_for_a_busy_table_and_keeps_what_it_did(
+    on_write, worker, system: Database
+):
+    conn = system.connect()
+    conn.execute(
+        "CREATE TABLE public.z (n int); DROP MATERIALIZED VIEW public.top;"
+        "CREATE MATERIALIZED VIEW public.top AS SELECT z.n FROM public.z JOIN public.base USING (n)"
+    )
+    holder = system.connect()
+    holder.execute("BEGIN; LOCK public.t IN ROW EXCLUSIVE MODE")
+    on_write("run", "upkeep.refresh.triggers")
+    run = "SELECT state, reason FROM upkeep.run WHERE task = 'upkeep.refresh.triggers'"
+    wait_until(
+        lambda: (conn.execute(run).fetchone() or ("",))[0] == "waiting",
+        timeout=30,
+        message=lambda: f"its next attempt: {conn.execute(run).fetchall()}",
+    )
+    assert "public.t was busy" in conn.execute(run).fetchone()[1]
+    assert [state for _, state, _ in listed(on_write)] == ["missing", "installed"]
+    holder.execute("COMMIT")
+    wait_until(
+        lambda: conn.execute(run).fetchone()[0] == "succeeded",
+        timeout=60,
+        message=lambda: f"its end: {conn.execute(run).fetchall()}",
+    )
+    assert [state for _, state, _ in listed(on_write)] == ["installed", "installed"]
 
 
 def test_the_doctor_says_what_is_missing(on_write, system: Database):

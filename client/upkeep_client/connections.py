@@ -66,6 +66,66 @@ def connect_async(url: str, *, timeout: float | None = None, **options: Any) -> 
     return found
 
 
+def connect_cluster(url: str, *, timeout: float | None = None, **options: Any) -> redis.cluster.RedisCluster:
+    """Make a client for a URL of a cluster. It connects at once, and raises what redis-py does if it cannot.
+
+    Raises:
+        InvalidUrl: the URL is none, or not one of a cluster.
+
+    """
+    parsed, arguments = _cluster_arguments(url, timeout, options)
+    nodes = [
+        redis.cluster.ClusterNode(host, port)  # type: ignore[no-untyped-call]
+        for host, port in parsed.hosts
+    ]
+    return redis.cluster.RedisCluster(
+        startup_nodes=nodes, retry=Retry(NoBackoff(), 1), require_full_coverage=False, **arguments
+    )
+
+
+def connect_async_cluster(
+    url: str, *, timeout: float | None = None, **options: Any
+) -> redis.asyncio.cluster.RedisCluster:
+    """Make the asyncio client for a URL of a cluster; it connects when it is first used.
+
+    Raises:
+        InvalidUrl: the URL is none, or not one of a cluster.
+
+    """
+    parsed, arguments = _cluster_arguments(url, timeout, options)
+    nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in parsed.hosts]
+    return redis.asyncio.cluster.RedisCluster(
+        startup_nodes=nodes,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 1),
+        require_full_coverage=False,
+        **arguments,
+    )
+
+
+def _cluster_arguments(
+    url: str, timeout: float | None, options: dict[str, Any]
+) -> tuple[RedisUrl, dict[str, Any]]:
+    parsed = parse(url)
+    if parsed.kind != "cluster":
+        raise InvalidUrl("The URL is not one of a cluster: it would begin with redis+cluster://.")
+    arguments = {**_limits(timeout), **options, **_credentials(parsed), **_typed(parsed)}
+    arguments.pop("db", None)
+    return parsed, arguments
+
+
+def _credentials(parsed: RedisUrl) -> dict[str, Any]:
+    named = {"username": parsed.username, "password": parsed.password}
+    return {**named, **({"ssl": True} if parsed.tls else {})}
+
+
+def _typed(parsed: RedisUrl) -> dict[str, Any]:
+    """The options of a URL, with the types that redis-py gives them."""
+    query = urlencode([option for option in parsed.options if option[0] not in SENTINEL_OPTIONS])
+    typed = dict(parse_url(f"redis://localhost?{query}"))  # type: ignore[no-untyped-call]
+    typed.pop("host", None)
+    return typed
+
+
 def _limits(timeout: float | None) -> dict[str, Any]:
     # RESP2: no HELLO, which older servers and proxies refuse, and a connection that the server closed is noticed
     # before it is used.
@@ -84,14 +144,7 @@ def _without_cluster(parsed: RedisUrl) -> RedisUrl:
 def _sentinel_arguments(parsed: RedisUrl, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the primary's connections are made with, and what the Sentinels'."""
     own = {key: value for key, value in parsed.options if key in SENTINEL_OPTIONS}
-    query = urlencode([option for option in parsed.options if option[0] not in SENTINEL_OPTIONS])
-    # redis-py gives the options of a query their types.
-    typed = dict(parse_url(f"redis://localhost?{query}"))  # type: ignore[no-untyped-call]
-    typed.pop("host", None)
-    credentials = {"username": parsed.username, "password": parsed.password}
-    arguments = {**options, **credentials, "db": parsed.db, **typed}
-    if parsed.tls:
-        arguments["ssl"] = True
+    arguments = {**options, **_credentials(parsed), "db": parsed.db, **_typed(parsed)}
     kept = {
         key: value
         for key, value in arguments.items()

@@ -26,8 +26,14 @@ LOG_INTERVAL_S = 60.0
 OnError = Literal["warn", "raise"] | Callable[[RequestNotSent], object]
 
 # An answer, if a bad one, came at once: asking again costs nobody anything, and may succeed at any moment.
-UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError, TimeoutError)
-ERRORS = (redis.RedisError, OSError, TimeoutError)
+UNREACHABLE = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.RedisClusterException,
+    OSError,
+    TimeoutError,
+)
+ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException, OSError, TimeoutError)
 
 
 class Breaker:

@@ -3,7 +3,7 @@
 CREATE TABLE upkeep.refresh_request (
     id          bigint GENERATED ALWAYS AS IDENTITY,
     view        text NOT NULL,                   -- as the writer wrote it
-    source      oid,                             -- the relation that was written; NULL: the writer did not say
+    source      oid,                             -- the relation that was written; NULL: the writer did not say, or it has children
     parameters  jsonb,                           -- of the tags to be invalidated, an object or an array of objects; NULL: all of them
     xid         xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- which refresh could see it: ids are not given in the order of commits
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -83,7 +83,11 @@ BEGIN
         RETURN NULL;
     END IF;
     FOR i IN 0 .. TG_NARGS - 1 LOOP
-        INSERT INTO upkeep.refresh_request (view, source) VALUES (TG_ARGV[i], TG_RELID);
+        -- A write through a parent may be one of any child, also of one that only an upstream view reads: nobody can say which.
+        INSERT INTO upkeep.refresh_request (view, source)
+        SELECT TG_ARGV[i], CASE WHEN NOT c.relhassubclass THEN c.oid END
+          FROM pg_catalog.pg_class AS c
+         WHERE c.oid OPERATOR(pg_catalog.=) TG_RELID;
     END LOOP;
     PERFORM pg_catalog.set_config('upkeep.noted', mark, true);
     RETURN NULL;

@@ -200,6 +200,7 @@ def _watch(
                 f"{elapsed:.0f} s"
                 + (f" of {duration:.0f} s" if duration else "")
                 + f", {writer.bursts} bursts of writes"
+                + (f", {writer.told}" if writer.told else "")
             )
             if live or reported is None or elapsed - reported >= REPORT_S:
                 draw(rows, caption)

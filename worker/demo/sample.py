@@ -50,6 +50,9 @@ class Application(Protocol):
     def seen_after(self) -> Mapping[str, float]:
         """By view, the seconds from a write's commit until the view had it."""
 
+    def told(self) -> str:
+        """What else it has to tell, in a few words."""
+
 
 # On the application's connection, with the fleet's Redis.
 Applications = Callable[[psycopg.Connection[Any], str], AbstractContextManager[Application]]
@@ -69,6 +72,10 @@ class Unaware:
     def seen_after(self) -> Mapping[str, float]:
         """It does not look."""
         return {}
+
+    def told(self) -> str:
+        """Nothing."""
+        return ""
 
 
 def application(name: str, example: Example) -> Applications:
@@ -95,6 +102,7 @@ class Writer(threading.Thread):
         self._stopped = threading.Event()
         self.bursts = 0
         self.seen_after: Mapping[str, float] = {}
+        self.told = ""
         self.error: str | None = None
 
     def run(self) -> None:
@@ -109,6 +117,7 @@ class Writer(threading.Thread):
                     application.burst(rng)
                     self.bursts += 1
                     self.seen_after = application.seen_after()
+                    self.told = application.told()
         except psycopg.Error as exc:
             if not self._stopped.is_set():
                 self.error = str(exc).strip()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
+from pathlib import Path
 from random import Random
 
 import psycopg
@@ -13,11 +14,14 @@ import redis
 
 from examples import lp
 from examples.lp import pages
+from examples.lp.cached import CachedPages
 from examples.lp.portal import DASHBOARD, FUNDS, PERFORMANCE, Portal
+from fleet import settings
 from fleet.postgres.migrations import migrate
 from tests.integration.examples.conftest import Installed
 from tests.servers import Database
 from upkeep_client import Upkeep
+from upkeep_client.cache import Cache
 
 EVER = {"since": date(1990, 1, 1), "until": date(2100, 1, 1)}
 
@@ -94,6 +98,77 @@ class TestRequests:
         assert requests(connection) == []
         assert marks.exists("upkeep:marks:lp") == 0
         assert PERFORMANCE in lp.VIEWS
+
+
+class TestCache:
+    @pytest.fixture
+    def cache(self, redis_url: str) -> Iterator[Cache]:
+        with Cache(redis_url) as made:
+            yield made
+
+    def read_all(self, cached: CachedPages) -> list[object]:
+        return [
+            cached.summary(1),
+            cached.transactions(1, **EVER),
+            cached.fund_performance(1, 1),
+            cached.holdings(1, 1),
+            cached.performance_timeseries(1, **EVER, granularity="quarter"),
+        ]
+
+    def test_pages_are_kept_as_long_as_the_document_says(
+        self, connection: psycopg.Connection, cache: Cache, marks: redis.Redis
+    ) -> None:
+        self.read_all(CachedPages(connection, cache))
+        ttls = {
+            key.removeprefix("upkeep:cache:value:"): timedelta(milliseconds=marks.pttl(key))
+            for key in marks.scan_iter(match="upkeep:cache:value:*")
+        }
+        longest = {
+            "lp:1:summary": timedelta(minutes=5),
+            "lp:1:capital-activity:all:1990-01-01:2100-01-01": timedelta(minutes=5),
+            "lp:1:fund:1:performance": timedelta(minutes=10),
+            "lp:1:fund:1:holdings": timedelta(hours=1),
+            "commitment:1:timeseries:quarter:1990-01-01..2100-01-01": timedelta(hours=1),
+        }
+        assert ttls.keys() == longest.keys()
+        for key, ttl in ttls.items():
+            assert longest[key] - timedelta(minutes=1) < ttl <= longest[key], key
+
+    def test_a_page_from_the_cache_is_the_page(self, connection: psycopg.Connection, cache: Cache) -> None:
+        cached = CachedPages(connection, cache)
+        first = self.read_all(cached)
+        connection.execute(
+            "DROP MATERIALIZED VIEW lp_dashboard_summary, fund_lp_summary, lp_performance_latest"
+        )
+        assert self.read_all(cached) == first
+        found = cache.stats()
+        assert {(each.hits, each.misses) for each in found.values()} == {(1, 1)}
+        assert len(found) == 5
+
+    def test_a_cache_that_is_away_costs_a_query(self, connection: psycopg.Connection) -> None:
+        with Cache("redis://127.0.0.1:1/0") as cache:
+            assert CachedPages(connection, cache).summary(1) == pages.summary(connection, 1)
+
+    def test_what_the_views_invalidate_is_what_pages_are_filed_under(
+        self, connection: psycopg.Connection, cache: Cache, marks: redis.Redis, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "upkeep.toml"
+        path.write_text(lp.CONFIG, encoding="utf-8")
+        views = settings.load(path, {"UPKEEP_LP_URL": "postgresql://localhost/x"}).databases["lp"].views
+        gone = {}
+        for view in views.values():
+            self.read_all(CachedPages(connection, cache))
+            before = set(marks.scan_iter(match="upkeep:cache:value:*"))
+            cache.invalidate(view.invalidates, [{"lp_id": 1, "fund_id": 1}, {"lp_id": 2, "fund_id": 2}])
+            left = set(marks.scan_iter(match="upkeep:cache:value:*"))
+            gone[str(view.name)] = {
+                key.removeprefix("upkeep:cache:value:").split(":")[-1] for key in before - left
+            }
+        assert gone == {
+            DASHBOARD: {"summary", "2100-01-01"},
+            FUNDS: {"holdings"},
+            PERFORMANCE: {"performance", "1990-01-01..2100-01-01"},
+        }
 
 
 class TestPages:

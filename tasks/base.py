@@ -23,6 +23,7 @@ from celery.exceptions import Ignore, Reject
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
+from upkeep_client.cache import Cache
 
 import fleet.redis
 from fleet import ledger, redaction
@@ -101,9 +102,10 @@ class Runtime:
         return fleet.redis.connect(self.settings.fleet.redis_url.get_secret_value())
 
     @cached_property
-    def cache(self) -> Any:
+    def cache(self) -> Cache:
         """Where applications keep cached results that a refresh makes wrong."""
-        return None
+        url = self.settings.fleet.cache_url or self.settings.fleet.redis_url
+        return Cache(url.get_secret_value(), timeout=fleet.redis.TIMEOUT_S)
 
     @contextmanager
     def connection(self, database: Database, *, name: str | None) -> Iterator[psycopg.Connection[Any]]:

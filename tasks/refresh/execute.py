@@ -273,9 +273,11 @@ class Refresher:
             result = statement.refresh(self.connection, self.database.name, work)
         if self.announcer is not None:
             snapshot_at = datetime.fromisoformat(result["snapshot_at"])
-            self.announcer.refreshed(
-                self.connection, subject.declared, run_id=run.id, snapshot_at=snapshot_at
-            )
+            # It is committed: nothing is won by leaving off here.
+            with uninterrupted():
+                self.announcer.refreshed(
+                    self.connection, subject.declared, run_id=run.id, snapshot_at=snapshot_at
+                )
         return Done(result=result, recorded=True)
 
     def _already_fresh(self, run: Run, subject: Subject, demand: Demand) -> Skip:

@@ -23,7 +23,6 @@ from celery.exceptions import Ignore, Reject
 from psycopg import errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
-from upkeep_client.cache import Cache
 
 import fleet.redis
 from fleet import ledger, redaction
@@ -45,6 +44,7 @@ from tasks.performing import (
     record_interruption,
     tell_lost,
 )
+from upkeep_client.cache import Cache
 
 log = structlog.get_logger(__name__)
 

@@ -183,7 +183,7 @@ class Watch:
             error = (
                 PermanentError(
                     f"There is no database named {name!r}",
-                    remedy=f"{closest(name, known)} Requests name it as upkeep.toml does",
+                    remedy=f"{closest(name, known)}: requests name it as upkeep.toml does",
                 )
                 if name
                 else PermanentError(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import redis
 import redis.asyncio
 
-from upkeep_client.connections import connect_async
+from upkeep_client.connections import close_async, connect_async
 from upkeep_client.failing import ERRORS, OnError
 from upkeep_client.marking import MARK_SCRIPT, MARK_SHA
 from upkeep_client.requests import Key, Request, bodies
@@ -116,7 +116,7 @@ class AsyncUpkeep(Requester):
         self._reporter.flush()
         if self._url is not None:
             self._belong_to_this_loop()
-            await self._redis.aclose()
+            await close_async(self._redis)
 
     async def __aenter__(self) -> Self:
         return self

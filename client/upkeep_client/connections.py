@@ -66,6 +66,25 @@ def connect_async(url: str, *, timeout: float | None = None, **options: Any) -> 
     return found
 
 
+def close(client: Any) -> None:
+    """Close a client of `connect` or `connect_cluster`, and those of the Sentinels that it asked."""
+    client.close()
+    for sentinel in _sentinels(client):
+        sentinel.close()
+
+
+async def close_async(client: Any) -> None:
+    """Close a client of `connect_async` or `connect_async_cluster`, and those of the Sentinels that it asked."""
+    await client.aclose()
+    for sentinel in _sentinels(client):
+        await sentinel.aclose()
+
+
+def _sentinels(client: Any) -> list[Any]:
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return list(manager.sentinels) if manager else []
+
+
 def connect_cluster(url: str, *, timeout: float | None = None, **options: Any) -> redis.cluster.RedisCluster:
     """Make a client for a URL of a cluster. It connects at once, and raises what redis-py does if it cannot.
 

@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 
 import redis
 
-from upkeep_client.connections import connect
+from upkeep_client.connections import close, connect
 from upkeep_client.errors import InvalidRequest, RequestNotSent
 from upkeep_client.failing import ERRORS, Breaker, OnError, Reporter, reason
 from upkeep_client.marking import MARK_SCRIPT, MARK_SHA
@@ -178,7 +178,7 @@ class Upkeep(Requester):
         """Close the connections (not those of a client that was given), and log what was not logged yet."""
         self._reporter.flush()
         if self._owned:
-            self._redis.close()
+            close(self._redis)
 
     def __enter__(self) -> Self:
         return self

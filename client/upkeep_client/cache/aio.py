@@ -27,7 +27,7 @@ from upkeep_client.cache.steps import (
     dumps_json,
     get_or_compute,
 )
-from upkeep_client.connections import connect_async, connect_async_cluster
+from upkeep_client.connections import close_async, connect_async, connect_async_cluster
 from upkeep_client.failing import ERRORS
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class AsyncCache(Caching):
         await self.flush()
         self._reporter.flush()
         if self._url is not None and self._client is not None:
-            await self._client.aclose()
+            await close_async(self._client)
 
     async def __aenter__(self) -> Self:
         return self

@@ -29,7 +29,7 @@ from upkeep_client.cache.steps import (
     dumps_json,
     get_or_compute,
 )
-from upkeep_client.connections import connect, connect_cluster
+from upkeep_client.connections import close, connect, connect_cluster
 from upkeep_client.errors import InvalidRequest
 from upkeep_client.failing import ERRORS, Breaker, Reporter, reason
 from upkeep_client.urls import parse
@@ -195,7 +195,7 @@ class Cache(Caching):
         self._counters.at_exit = None
         self._reporter.flush()
         if self._url is not None and self._client is not None:
-            self._client.close()
+            close(self._client)
 
     def __enter__(self) -> Self:
         return self

@@ -41,7 +41,8 @@ class AsyncUpkeep(Requester):
         self._url = url if isinstance(url, str) else None
         self._options = options
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._redis = url if not isinstance(url, str) else connect_async(url, timeout=timeout, **options)
+        # No timeouts of its own: one timer bounds the whole request, and each costs a tenth of a round trip.
+        self._redis: Any = url if not isinstance(url, str) else connect_async(url, **options)
         self._turns = asyncio.Semaphore(CONNECTIONS)
 
     async def request_refresh(
@@ -93,13 +94,10 @@ class AsyncUpkeep(Requester):
 
     async def _mark(self, sent: Sequence[bytes]) -> None:
         try:
-            await self._execute("EVALSHA", MARK_SHA, 0, *sent)
+            await self._redis.execute_command("EVALSHA", MARK_SHA, 0, *sent)
         except redis.exceptions.NoScriptError:
             # A restart, a failover, SCRIPT FLUSH or an eviction; EVAL puts it back.
-            await self._execute("EVAL", MARK_SCRIPT, 0, *sent)
-
-    async def _execute(self, *command: object) -> None:
-        await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            await self._redis.execute_command("EVAL", MARK_SCRIPT, 0, *sent)
 
     def _belong_to_this_loop(self) -> None:
         """Leave the connections of a loop that has ended: they cannot be used, nor closed, from another."""
@@ -107,7 +105,7 @@ class AsyncUpkeep(Requester):
         if self._loop is loop:
             return
         if self._loop is not None and self._url is not None:
-            self._redis = connect_async(self._url, timeout=self._timeout, **self._options)
+            self._redis = connect_async(self._url, **self._options)
             self._turns = asyncio.Semaphore(CONNECTIONS)
         self._loop = loop
 

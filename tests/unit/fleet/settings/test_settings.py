@@ -188,6 +188,23 @@ class TestWhatIsRead:
         assert settings.queues.time_limit == timedelta(hours=3)
         assert settings.queues.max_memory_per_child_kib == 512 * 1024
 
+    @pytest.mark.parametrize(
+        ("lines", "delay", "max_wait"),
+        [
+            ("", timedelta(seconds=1), timedelta(seconds=10)),
+            ('delay = "100ms"', timedelta(milliseconds=100), timedelta(seconds=10)),
+            ('delay = "20s"', timedelta(seconds=20), timedelta(seconds=200)),
+            ('delay = "1m"\nmax_wait = "1m"', timedelta(minutes=1), timedelta(minutes=1)),
+        ],
+    )
+    def test_a_view_waits_for_ten_delays_at_most_unless_it_says_otherwise(
+        self, checked: Check, lines: str, delay: timedelta, max_wait: timedelta
+    ) -> None:
+        settings = checked(f"{MINIMAL}{lines}\n", {"UPKEEP_LENDING_URL": URL}).settings
+        assert settings is not None
+        (view,) = settings.database("lending").views.values()
+        assert (view.delay, view.max_wait) == (delay, max_wait)
+
     def test_a_hard_limit_follows_the_soft_one(self, checked: Check) -> None:
         settings = checked(MINIMAL + '[queues]\nsoft_time_limit = "3h"').settings
         assert settings is not None
@@ -436,6 +453,16 @@ class TestOneMistakeOneProblem:
             ("max_skip = '31d'", "max_skip", '"31d"', "from 0s to 30d"),
             ("timezone = 'Nowhere/Land'", "timezone", '"Nowhere/Land"', "no time zone"),
             ("queue = 'slow'", "queue", '"slow"', "refresh"),
+            ("delay = '0s'", "delay", '"0s"', "from 1ms to 1h"),
+            ("delay = 1", "delay", "1", "no unit"),
+            ("delay = '20s'\nmax_wait = '10s'", "max_wait", '"10s"', "shorter than delay = 20s"),
+            ("max_wait = '2d'", "max_wait", '"2d"', "from 1ms to 1d"),
+            ("on_write = 1", "on_write", "1", "boolean"),
+            ("cascade = 'yes'", "cascade", '"yes"', "boolean"),
+            ("invalidates = 'lp'", "invalidates", '"lp"', "tuple"),
+            ("invalidates = ['a b']", "invalidates[0]", '"a b"', "a tag is text"),
+            ("invalidates = ['lp:{1}']", "invalidates[0]", '"lp:{1}"', "names in its braces"),
+            ("invalidates = ['']", "invalidates[0]", '""', "a tag is text"),
             ("teir = 'daily'", "teir", '"daily"', "no such key"),
             ("name = 'public.mv_z'", "name", '"public.mv_z"', "no such key"),
         ],

@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
 import redis
 
 from tests.processes import new_redis_with_password
+from tests.proxy import Proxy, Way
 from tests.waiting import wait_until
 from upkeep_client import AsyncUpkeep, InvalidRequest, RequestNotSent, Upkeep
 from worker.embedded.server import free_port
@@ -177,6 +179,21 @@ def test_a_killed_connection_is_not_noticed(timed, own_redis):
             assert client.request() is True
             reader.client_kill_filter(_type="normal", skipme=True)
         assert client.request() is True
+
+
+def test_a_connection_that_is_cut_before_the_answer_is_not_noticed(timed, own_redis):
+    with Proxy(own_redis.port) as proxy:
+        client = timed(proxy.url(own_redis.url()), on_error="raise", timeout=20)
+        client.request("public.before")
+        proxy.stall(Way.TO_SERVER)
+        with ThreadPoolExecutor(1) as thread:
+            made = thread.submit(client.request, "public.after")
+            wait_until(lambda: proxy.held(Way.TO_SERVER))
+            proxy.cut()
+            proxy.flow(Way.TO_SERVER)
+            assert made.result(30) is True
+    with read(own_redis) as reader:
+        assert set(reader.hkeys("upkeep:marks:")) == {"public.before", "public.after"}
 
 
 def test_flushall_between_loses_only_what_was_there(timed, own_redis):

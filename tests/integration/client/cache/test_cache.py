@@ -164,9 +164,15 @@ class Crash(Exception):
 def test_a_crash_at_any_point_and_another_call_leave_nothing(cache, cache_url, compute):
     cluster = "+cluster" in cache_url
     point = 0
-    while True:
+    # One key under two tags, the others under one each: nothing else would find them.
+    tags = [[DASHBOARD], [DASHBOARD, lp(1)], [lp(2)], [lp(3)]]
+
+    def fill():
         for number in range(4):
-            cache.get_or_compute(f"k{number}", compute, [DASHBOARD, lp(number)])
+            cache.get_or_compute(f"k{number}", compute, tags[number])
+
+    while True:
+        fill()
         point += 1
         walk = invalidation.invalidate(Layout(), ["dashboard", "lp:{id}"], None, cluster=cluster)
         commands = next(walk)
@@ -180,8 +186,7 @@ def test_a_crash_at_any_point_and_another_call_leave_nothing(cache, cache_url, c
         cache.get_or_compute("k1", compute, [DASHBOARD, lp(1)])
         cache.invalidate(["dashboard", "lp:{id}"])
         before = compute.calls
-        for number in range(4):
-            cache.get_or_compute(f"k{number}", compute, [DASHBOARD, lp(number)])
+        fill()
         assert compute.calls == before + 4, f"crashed after {point} round trips"
     assert point > 5
 

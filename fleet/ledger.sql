@@ -65,11 +65,12 @@ SELECT r.* FROM upkeep.run r WHERE r.request_id = :request_id;
 SELECT r.* FROM upkeep.run r WHERE r.parent_id = :id ORDER BY r.id;
 
 -- name: open_run_for
--- Is there an open run that will bring this target up to a moment anyway? Not a tick's, which counters may satisfy.
+-- Is there an open run that will bring this target up to a moment anyway? Not a tick's, which counters may satisfy, nor one that waits for long.
 SELECT r.id
   FROM upkeep.run r
  WHERE r.task = :task AND r.target = :target AND r.as_of >= :as_of AND r.finished_at IS NULL
    AND r.entry IN ('operator', 'event', 'upstream')
+   AND (r.not_before IS NULL OR r.not_before <= pg_catalog.clock_timestamp() + interval '10 seconds')
  ORDER BY r.as_of, r.id
  LIMIT 1;
 
@@ -194,7 +195,9 @@ SELECT DISTINCT ON (r.target) r.*
 WITH old AS (
     SELECT r.id
       FROM upkeep.run r
-     WHERE r.finished_at < pg_catalog.clock_timestamp() - CASE WHEN r.state = 'skipped' THEN :keep_skipped::interval ELSE :keep_runs::interval END
+     WHERE r.finished_at < pg_catalog.clock_timestamp()
+                           - CASE WHEN r.state = 'skipped' OR (r.entry = 'event' AND r.state = 'succeeded')
+                                  THEN :keep_skipped::interval ELSE :keep_runs::interval END
        AND EXISTS (SELECT 1 FROM upkeep.run n WHERE n.task = r.task AND n.target = r.target AND n.id > r.id)
        AND (r.state = 'skipped' OR EXISTS (
             SELECT 1 FROM upkeep.run n WHERE n.task = r.task AND n.target = r.target AND n.id > r.id AND n.finished_at IS NOT NULL AND n.state <> 'skipped'))

@@ -206,7 +206,7 @@ class Fleet(_Table):
     cache_url: SecretStr | None = None
     """The Redis that holds applications' cached results; None is the broker's."""
     keep_skipped: Annotated[timedelta, _between("1h", "3650d")] = timedelta(days=3)
-    """How long the ledger keeps skipped runs."""
+    """How long the ledger keeps skipped runs, and refreshes after writes that succeeded."""
     keep_runs: Annotated[timedelta, _between("1d", "3650d")] = timedelta(days=90)
     """How long it keeps the others."""
 

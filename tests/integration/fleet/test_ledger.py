@@ -151,8 +151,10 @@ def test_the_lock_of_a_killed_session_is_free_for_the_next(connection, upkeep_da
 
 
 def test_pruning_keeps_the_newest_of_every_target_and_sums_the_rest(connection):
-    def finished(target: str, state: State, days_ago: int, rows: int = 0) -> int:
-        run_id, _ = ledger.insert(connection, new(target=target, entry="operator"))
+    def finished(
+        target: str, state: State, days_ago: int, rows: int = 0, entry: str = ledger.OPERATOR
+    ) -> int:
+        run_id, _ = ledger.insert(connection, new(target=target, entry=entry))
         ledger.finish(connection, run_id, state, result={"rows_changed": rows})
         connection.execute(
             "UPDATE upkeep.run SET finished_at = now() - %s, started_at = now() - %s - interval '2 s' WHERE id = %s",
@@ -169,6 +171,13 @@ def test_pruning_keeps_the_newest_of_every_target_and_sums_the_rest(connection):
     old_but_last_success = finished("public.c", State.SUCCEEDED, 200)
     kept_skip = finished("public.c", State.SKIPPED, 1)
     open_run, _ = ledger.insert(connection, new(target="public.d"))
+    # Of refreshes after writes there may be several a second.
+    finished("public.e", State.SUCCEEDED, 4, entry=ledger.EVENT)
+    kept_events = {
+        finished("public.e", State.FAILED, 4, entry=ledger.EVENT),
+        finished("public.e", State.SUCCEEDED, 4),
+        finished("public.e", State.SUCCEEDED, 1, entry=ledger.EVENT),
+    }
 
     retention = {"keep_skipped": timedelta(days=3), "keep_runs": timedelta(days=90)}
     batches = []
@@ -176,8 +185,8 @@ def test_pruning_keeps_the_newest_of_every_target_and_sums_the_rest(connection):
         batches.append(batch)
     left = {row[0] for row in connection.execute("SELECT id FROM upkeep.run")}
 
-    assert batches == [2, 2]
-    assert left == {kept[0], kept[2], only, old_but_last_success, kept_skip, open_run}
+    assert batches == [2, 2, 1]
+    assert left == {kept[0], kept[2], only, old_but_last_success, kept_skip, open_run, *kept_events}
     summary = connection.execute(
         "SELECT target, state, sum(runs), sum(rows_changed), max(duration_max)"
         " FROM upkeep.run_summary GROUP BY 1, 2 ORDER BY 1, 2"
@@ -185,4 +194,5 @@ def test_pruning_keeps_the_newest_of_every_target_and_sums_the_rest(connection):
     assert summary == [
         ("public.a", "skipped", 3, 0, timedelta(seconds=2)),
         ("public.a", "succeeded", 1, 5, timedelta(seconds=2)),
+        ("public.e", "succeeded", 1, 0, timedelta(seconds=2)),
     ]

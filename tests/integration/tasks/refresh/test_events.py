@@ -341,6 +341,16 @@ class TestRuns:
         assert ledger.get(system.connection, second.id).not_before <= system.now()
         assert system.deliver(second.id).state == State.SUCCEEDED
 
+    def test_nobody_waits_for_one_that_waits_for_long(self, system):
+        """What is built on a view that is left alone for a while goes on without it."""
+        [taken] = ledger.insert_events(system.connection, [event()])
+        before = system.now() - timedelta(minutes=1)
+        asked = {"task": REFRESH_VIEW, "target": "public.base", "as_of": before}
+        assert ledger.open_run_for(system.connection, **asked) == taken.id
+        with ledger.claim(system.connection, taken.id, worker="t"):
+            ledger.hand_back(system.connection, taken.id, wait=timedelta(minutes=5), reason="left alone")
+        assert ledger.open_run_for(system.connection, **asked) is None
+
     def test_many_at_once_insert_one(self, system):
         made: list[bool] = []
 

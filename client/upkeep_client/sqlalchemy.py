@@ -8,10 +8,9 @@ one round trip.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, util
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from upkeep_client import collecting
@@ -20,6 +19,9 @@ from upkeep_client.collecting import Collected
 from upkeep_client.errors import InvalidType
 from upkeep_client.requests import Key, Request
 from upkeep_client.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 _INFO = "upkeep_client"
 
@@ -46,12 +48,12 @@ def request_refresh_after_commit(
 
     """
     requests = upkeep.prepare(view, database=database, keys=keys, parameters=parameters)
-    current: Session | AsyncSession = (
-        session() if isinstance(session, scoped_session | async_scoped_session) else session
-    )
-    if isinstance(current, AsyncSession):
-        current = current.sync_session
-    elif isinstance(upkeep, AsyncUpkeep):
+    # Known by their attributes: SQLAlchemy's asyncio cannot even be imported where greenlet is not installed.
+    found: Any = session
+    if hasattr(found, "registry"):
+        found = found()
+    current: Session = getattr(found, "sync_session", found)
+    if current is found and isinstance(upkeep, AsyncUpkeep):
         raise InvalidType("An AsyncUpkeep needs an AsyncSession: give this session an Upkeep.")
     place = current.get_nested_transaction() or current.get_transaction()
     _collected(current).setdefault(place, []).extend((upkeep, each) for each in requests)

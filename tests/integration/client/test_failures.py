@@ -288,7 +288,7 @@ def test_a_user_with_no_more_than_it_needs(timed, own_redis):
     assert client.request("public.a", keys=[1]) is True
     with read(own_redis) as admin:
         admin.execute_command("ACL", "SETUSER", "app", "resetkeys")
-    with pytest.raises(RequestNotSent, match="permission|can't access"):
+    with pytest.raises(RequestNotSent, match=r"permission|can't access"):
         client.request()
 
 

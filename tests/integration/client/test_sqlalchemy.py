@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from upkeep_client import AsyncUpkeep, InvalidRequest, Upkeep
@@ -259,12 +258,15 @@ def test_sessions_know_nothing_of_each_other(engine, upkeep, marks):
 
 
 def test_an_asyncio_session_awaits_an_asyncio_client(engine, redis_url, marks):
-    pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs it")
+    asynchronous_orm = pytest.importorskip(
+        "sqlalchemy.ext.asyncio", reason="it needs greenlet", exc_type=ImportError
+    )
+    sessions = asynchronous_orm.AsyncSession
 
     async def run():
-        asynchronous = create_async_engine(engine.url)
+        asynchronous = asynchronous_orm.create_async_engine(engine.url)
         async with AsyncUpkeep(redis_url, on_error="raise", timeout=PATIENT) as upkeep:
-            async with AsyncSession(asynchronous) as session:
+            async with sessions(asynchronous) as session:
                 await session.execute(sa.insert(entry).values(id=1))
                 request_refresh_after_commit(session, upkeep, "public.dropped")
                 await session.rollback()
@@ -278,7 +280,7 @@ def test_an_asyncio_session_awaits_an_asyncio_client(engine, redis_url, marks):
                 assert marks.keys("public.v") == {"1", "2"}
             async with (
                 AsyncUpkeep(f"redis://127.0.0.1:{free_port()}", on_error="raise") as away,
-                AsyncSession(asynchronous) as session,
+                sessions(asynchronous) as session,
             ):
                 await session.execute(sa.insert(entry).values(id=2))
                 request_refresh_after_commit(session, away, "public.v")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import redis.asyncio
 from upkeep_client.connections import close_async, connect_async
 from upkeep_client.failing import ERRORS, OnError
 from upkeep_client.marking import MARK_SCRIPT, MARK_SHA
-from upkeep_client.requests import Key, Request, bodies
+from upkeep_client.requests import Key, Parameters, Request, bodies
 from upkeep_client.upkeep import TIMEOUT_S, Requester
 
 CONNECTIONS = 16
@@ -51,7 +51,7 @@ class AsyncUpkeep(Requester):
         *,
         database: str | None = None,
         keys: Iterable[Key] | None = None,
-        parameters: Mapping[str, Key] | None = None,
+        parameters: Parameters | None = None,
     ) -> bool:
         """Ask for a refresh of one view or several, in one round trip: see `Upkeep.request_refresh`.
 

@@ -6,7 +6,7 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
@@ -14,7 +14,7 @@ from django.db import transaction
 from upkeep_client import collecting
 from upkeep_client.collecting import Collected
 from upkeep_client.errors import InvalidType
-from upkeep_client.requests import Key
+from upkeep_client.requests import Key, Parameters
 from upkeep_client.upkeep import Upkeep
 
 
@@ -25,7 +25,7 @@ def request_refresh_after_commit(
     using: str | None = None,
     database: str | None = None,
     keys: Iterable[Key] | None = None,
-    parameters: Mapping[str, Key] | None = None,
+    parameters: Parameters | None = None,
 ) -> None:
     """Ask for a refresh when the transaction has committed; outside of one, at once.
 

@@ -36,6 +36,9 @@ _body = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Key = str | int
 """What identifies a row: text or a whole number of 64 bits."""
 
+Parameters = Mapping[str, Key] | Iterable[Mapping[str, Key]]
+"""What fills the tags of cached results: one set of them, or several."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -52,7 +55,7 @@ def prepare(
     *,
     database: str | None = None,
     keys: Iterable[Key] | None = None,
-    parameters: Mapping[str, Key] | None = None,
+    parameters: Parameters | None = None,
 ) -> list[Request]:
     """Check a call of `request_refresh` and return what it asks for, one request per view.
 
@@ -209,6 +212,26 @@ def _keys(keys: object) -> tuple[str, ...] | None:
 
 
 def _parameters(parameters: object) -> tuple[str, ...] | None:
+    """The parameters as JSON; one set that is empty, and too many of them, mean all."""
+    if isinstance(parameters, Mapping):
+        return _set(parameters)
+    if isinstance(parameters, str | bytes | bytearray) or not isinstance(parameters, Iterable):
+        raise InvalidType(
+            f'parameters must be a mapping such as {{"id": 42}}, or a list of them, not {_type(parameters)}.'
+        )
+    found: dict[str, None] = {}
+    everything = False
+    for each in parameters:
+        one = _set(each)
+        everything = everything or one is None
+        found.update(dict.fromkeys(one or ()))
+        if len(found) > MAX_KEYS:
+            _too_many()
+            return None
+    return None if everything else tuple(found) or None
+
+
+def _set(parameters: object) -> tuple[str, ...] | None:
     if not isinstance(parameters, Mapping):
         raise InvalidType(f'parameters must be a mapping such as {{"id": 42}}, not {_type(parameters)}.')
     for name, value in parameters.items():

@@ -7,7 +7,7 @@ one round trip.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, util
@@ -17,7 +17,7 @@ from upkeep_client import collecting
 from upkeep_client.aio import AsyncUpkeep
 from upkeep_client.collecting import Collected
 from upkeep_client.errors import InvalidType
-from upkeep_client.requests import Key, Request
+from upkeep_client.requests import Key, Parameters, Request
 from upkeep_client.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def request_refresh_after_commit(
     *,
     database: str | None = None,
     keys: Iterable[Key] | None = None,
-    parameters: Mapping[str, Key] | None = None,
+    parameters: Parameters | None = None,
 ) -> None:
     """Ask for a refresh when the session's transaction has committed; after a rollback nothing is asked for.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -13,7 +13,7 @@ from upkeep_client.connections import close, connect
 from upkeep_client.errors import InvalidRequest, RequestNotSent
 from upkeep_client.failing import ERRORS, Breaker, OnError, Reporter, reason
 from upkeep_client.marking import MARK_SCRIPT, MARK_SHA
-from upkeep_client.requests import Key, Request, bodies, plain_body, prepare
+from upkeep_client.requests import Key, Parameters, Request, bodies, plain_body, prepare
 from upkeep_client.urls import parse
 
 TIMEOUT_S = 0.5
@@ -43,7 +43,7 @@ class Requester:
         *,
         database: str | None = None,
         keys: Iterable[Key] | None = None,
-        parameters: Mapping[str, Key] | None = None,
+        parameters: Parameters | None = None,
     ) -> list[Request]:
         """Check a call of `request_refresh` without sending anything; `send()` takes what comes of it.
 
@@ -59,7 +59,7 @@ class Requester:
         view: str | Iterable[str],
         database: str | None,
         keys: Iterable[Key] | None,
-        parameters: Mapping[str, Key] | None,
+        parameters: Parameters | None,
     ) -> Sequence[bytes]:
         if keys is None and parameters is None and type(view) is str:
             return (plain_body(view, self.database if database is None else database),)
@@ -116,7 +116,7 @@ class Upkeep(Requester):
         *,
         database: str | None = None,
         keys: Iterable[Key] | None = None,
-        parameters: Mapping[str, Key] | None = None,
+        parameters: Parameters | None = None,
     ) -> bool:
         """Ask for a refresh of one view or several, in one round trip; call it after the commit.
 

@@ -19,7 +19,6 @@ from examples import cursor
 from examples.lp import traffic
 from examples.lp.traffic import Concerned
 from upkeep_client import Upkeep
-from upkeep_client.requests import merge, prepare
 
 DASHBOARD = "public.lp_dashboard_summary"
 FUNDS = "public.fund_lp_summary"
@@ -65,9 +64,4 @@ class Portal:
 
     def _ask_for_dashboard(self, lp_ids: set[int]) -> None:
         """One round trip, however many partners: two hundred of them are one capital call."""
-        requests = [
-            request
-            for lp_id in sorted(lp_ids)
-            for request in prepare(DASHBOARD, database=self._upkeep.database, parameters={"lp_id": lp_id})
-        ]
-        self._upkeep.send(merge(requests))
+        self._upkeep.request_refresh(DASHBOARD, parameters=[{"lp_id": each} for each in sorted(lp_ids)])

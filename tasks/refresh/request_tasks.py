@@ -29,7 +29,7 @@ class RequestArguments(Arguments):
 
     view: str | list[str] | None = None
     keys: list[str | int] | None = None
-    parameters: dict[str, str | int] | None = None
+    parameters: dict[str, str | int] | list[dict[str, str | int]] | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> RequestArguments:

@@ -77,6 +77,16 @@ def test_wrong_keys_are_the_callers_mistake(keys):
         prepare("public.v", keys=keys)
 
 
+def test_several_sets_of_parameters_are_one_request():
+    (body,) = sent(*prepare("public.v", parameters=[{"id": 1}, {"id": 2}, {"id": 1}]))
+    assert body["requests"] == [{"view": "public.v", "keys": None, "parameters": ['{"id":1}', '{"id":2}']}]
+
+
+@pytest.mark.parametrize("parameters", [[], [{}], [{"id": 1}, {}], [{"id": n} for n in range(10_001)]])
+def test_one_set_that_is_empty_and_too_many_of_them_mean_everything(parameters):
+    assert prepare("public.v", parameters=parameters)[0] == Request("public.v")
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

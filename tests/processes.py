@@ -36,6 +36,9 @@ from worker.embedded.redis import EmbeddedRedis
 # Two noisy cores, and Celery takes two seconds of one of them to start.
 START_TIMEOUT_S = 60.0
 QUEUES = "refresh,refresh.slow,maintenance"
+# The test run finds the packages by pytest's `pythonpath`, which its child processes know nothing of.
+ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "client"), os.environ.get("PYTHONPATH")]))
 VIEW, TIER, ALL = "upkeep.refresh.view", "upkeep.refresh.tier", "upkeep.refresh.all"
 
 
@@ -277,6 +280,7 @@ class Fleet:
             **os.environ,
             "UPKEEP_CONFIG": str(self.config_path),
             "UPKEEP_REDIS_URL": self.redis_url,
+            "PYTHONPATH": PYTHONPATH,
             **urls,
         }
 

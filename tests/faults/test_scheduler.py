@@ -760,7 +760,7 @@ def test_clocks_of_hosts_that_are_wrong(
     jumps = tmp_path / "the clock has jumped"
 
     def wrong(hours: int, since: Path = tmp_path) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join([str(tmp_path), upkeep.environment["PYTHONPATH"]])
         return {"PYTHONPATH": path, "WRONG_BY_S": str(hours * 3600), "WRONG_FROM": str(since)}
 
     # It alone listens to this queue. Redis would deliver again what is unacknowledged for less than this.

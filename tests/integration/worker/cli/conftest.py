@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PYTHONPATH
 from tests.servers import Database
 from tests.waiting import wait_until
 from worker import cli
@@ -110,7 +111,7 @@ def upkeep_with(
             "UPKEEP_CONFIG": str(path),
             "UPKEEP_KEPT_URL": url,
             "UPKEEP_REDIS_URL": redis_url,
-            "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+            "PYTHONPATH": PYTHONPATH,
         }
         for key, value in environment.items():
             monkeypatch.setenv(key, value)

@@ -63,8 +63,8 @@ class NewRun:
 
     `as_of` defaults to the slot, and without one to the moment of insertion on the kept database's own clock.
     `expires_at`: when it is missed if no worker has started it by then.
-    `state` and `reason`: whoever inserts it knows its end already (nothing to do, missed); only `insert_all`
-    takes such.
+    `state`, `reason` and `error`: whoever inserts it knows its end already (nothing to do, missed); only
+    `insert_all` takes such.
     """
 
     task: str
@@ -81,6 +81,7 @@ class NewRun:
     expires_at: datetime | None = None
     state: State = State.QUEUED
     reason: str | None = None
+    error: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

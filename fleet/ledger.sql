@@ -20,16 +20,16 @@ SELECT r.id, false
 -- name: insert_runs
 -- Which of these runs are new? One that needs no work, or gets none, comes with its final state and the reason.
 INSERT INTO upkeep.run (task, target, entry, slot, as_of, expires_at, queue, arguments, max_attempts, requested_by, request_id, parent_id,
-                        created_at, rung_at, state, reason, attempt, worker, started_at, finished_at)
+                        created_at, rung_at, state, reason, error, attempt, worker, started_at, finished_at)
 SELECT n.task, n.target, n.entry, n.slot, coalesce(n.as_of, n.slot, now.clock), n.expires_at, n.queue, n.arguments, n.max_attempts, n.requested_by,
-       n.request_id, n.parent_id, now.clock, now.clock, n.state, n.reason,
+       n.request_id, n.parent_id, now.clock, now.clock, n.state, n.reason, n.error,
        CASE WHEN n.state = 'skipped' THEN 1 ELSE 0 END,
        CASE WHEN n.state = 'skipped' THEN :worker END,
        CASE WHEN n.state = 'skipped' THEN now.clock END,
        CASE WHEN n.state <> 'queued' THEN now.clock END
   FROM pg_catalog.jsonb_to_recordset(:runs) AS n (
            task text, target text, entry text, slot timestamptz, as_of timestamptz, expires_at timestamptz, queue text, arguments jsonb,
-           max_attempts integer, requested_by text, request_id text, parent_id bigint, state text, reason text)
+           max_attempts integer, requested_by text, request_id text, parent_id bigint, state text, reason text, error jsonb)
  CROSS JOIN pg_catalog.clock_timestamp() AS now (clock)
     ON CONFLICT DO NOTHING
 RETURNING id, task, target, entry, slot, queue, state;

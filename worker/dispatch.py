@@ -112,7 +112,7 @@ class Watch:
         self._dispatcher = Dispatcher(
             database, names=(database.name, "") if len(kept) == 1 else (database.name,)
         )
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         shortest = min((v.delay for v in database.views.values()), default=timedelta(hours=1)).total_seconds()
         self._look_s = min(max(shortest / 2, SHORTEST_LOOK_S), LONGEST_LOOK_S)
         self._query_s = min(max(shortest, SHORTEST_QUERY_S), LONGEST_QUERY_S)
@@ -191,7 +191,14 @@ class Watch:
                 )
             )
             for mark in found.marks:
-                tell_unknown(self._connected, mark.view, error, database=name, told=self._told)
+                tell_unknown(
+                    self._connected,
+                    mark.view,
+                    error,
+                    database=name,
+                    told=self._told,
+                    within=name or "(no database)",
+                )
             oldest = found.clock_ms - UNKNOWN_KEPT / timedelta(milliseconds=1)
             debounce.clear(self._redis, name, [mark for mark in found.marks if mark.last_ms < oldest])
 

@@ -18,6 +18,7 @@ from redis import Redis
 from fleet import ledger, redaction, settings
 from fleet.errors import PermanentError
 from fleet.ledger import NewEvent, NewRun, State, TakenIn
+from tasks.performing import describe
 from tasks.refresh import debounce, requests
 from tasks.refresh.execute import REFRESH_VIEW
 
@@ -28,6 +29,8 @@ UNKNOWN_KEPT = timedelta(minutes=10)
 # What only requests in the database ask for: they say themselves what was written, with their refresh.
 NOTHING_ELSE: Mapping[str, Any] = {"keys": [], "parameters": [], "sources": []}
 SHOWN_LENGTH = 200
+# The ledger knows what was told; this only spares asking it.
+TOLD_KEPT = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Dispatcher:
         """`names`: what writers call the database: its name, and nothing where it is the only one."""
         self._database = database
         self._names = tuple(names) if names is not None else (database.name,)
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
 
     def look_at_marks(self, redis: Redis, connected: Callable[[], psycopg.Connection[Any]]) -> Look:
         """Make runs of the marks that are due, then clear those; the ledger is only asked for when one is.
@@ -175,32 +178,41 @@ def tell_unknown(
     error: PermanentError,
     *,
     database: str,
-    told: set[tuple[str, str]],
+    told: set[str],
+    within: str | None = None,
 ) -> None:
     """Report requests for something that is not declared: once a day, whoever of the fleet sees them first.
 
-    `told`: what this process has seen reported already.
+    `told`: what this process has seen reported already. `within`: the database that it is not, where its run is in
+    the ledger of another one, which may have a view of that name.
     """
-    shown = redaction.text(written if written.isprintable() else repr(written))[:SHOWN_LENGTH]
-    today = datetime.now(UTC).date().isoformat()
-    if (shown, today) in told:
+    shown = _shown(written)
+    key = f"event/unknown/{_shown(database)}/{shown}/{datetime.now(UTC).date().isoformat()}"
+    if key in told:
         return
     made = ledger.insert_all(
         connected(),
         [
             NewRun(
                 task=REFRESH_VIEW,
-                target=shown or "(no view)",
+                target=(shown or "(no view)") if within is None else f"{_shown(within)}/{shown}",
                 entry=ledger.EVENT,
                 queue="refresh",
-                request_id=f"event/unknown/{database}/{shown}/{today}",
+                request_id=key,
                 requested_by="a writer",
                 state=State.FAILED,
-                reason=str(error),
+                reason=error.message,
+                error=describe(error, error),
             )
         ],
         worker="",
     )
-    told.add((shown, today))
+    if len(told) >= TOLD_KEPT:
+        told.clear()
+    told.add(key)
     if made:
         log.error("request.unknown", database=database, view=shown, error=error.message, remedy=error.remedy)
+
+
+def _shown(given: str) -> str:
+    return redaction.text(given if given.isprintable() else repr(given))[:SHOWN_LENGTH]

@@ -43,13 +43,14 @@ def assert_nothing_is_lost(
     """Wait until everything has its run and every run has ended; then look at the ledger, the views, the locks of work.
 
     Every request (a message's id) and every slot has exactly one run, every run succeeded or says why it did
-    not, every managed view but those in `stale` holds what its definition yields now.
+    not, every managed view but those in `stale` holds what its definition yields now; nothing that a writer asked
+    for in the database, and no cached result that a refresh made wrong, waits any longer.
     """
     asked, due = list(requests), list(slots)
     wait_until(
-        lambda: not unaccounted(kept, asked, due) and not open_runs(kept),
+        lambda: not unaccounted(kept, asked, due) and not open_runs(kept) and not waiting(kept),
         timeout,
-        lambda: f"{unaccounted(kept, asked, due)}, the end of {open_runs(kept)}",
+        lambda: f"{unaccounted(kept, asked, due)}, the end of {open_runs(kept)}, {waiting(kept)}",
     )
     found = [*unexplained(kept), *incomplete(kept), *wrong(kept, stale)]
     assert not found, "\n".join(found)
@@ -76,6 +77,15 @@ def open_runs(kept: Kept) -> list[dict[str, Any]]:
         "SELECT id, task, target, entry, state, attempt, reason, rung_at FROM upkeep.run"
         " WHERE finished_at IS NULL ORDER BY id"
     )
+
+
+def waiting(kept: Kept) -> list[str]:
+    """The requests of writers that no refresh has fulfilled, and the refreshes whose cached results are still there."""
+    found = kept.rows(
+        "SELECT 'requests for ' || view AS what, count(*) AS times FROM upkeep.refresh_request GROUP BY view"
+        " UNION ALL SELECT 'announcements of ' || view, count(*) FROM upkeep.announcement GROUP BY view ORDER BY 1"
+    )
+    return [f"{row['times']} {row['what']}" for row in found]
 
 
 def unaccounted(kept: Kept, requests: Iterable[str], slots: Iterable[Slot]) -> list[str]:

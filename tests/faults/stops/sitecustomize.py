@@ -1,0 +1,77 @@
+"""Stops a process at the step of an event for which a test has put a file there: `tests.faults.events.Stops`.
+
+Imported by every Python that has this directory in its PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fleet import ledger
+from fleet.ledger import State
+from tasks.refresh import debounce, requests
+from tasks.refresh.announce import Announcer
+from tasks.refresh.execute import Refresher
+
+FOLDER = Path(os.environ["UPKEEP_TEST_STOPS"])
+NAME = os.environ["UPKEEP_TEST_STOPS_NAME"]
+
+
+def stop(step: str, what: object) -> None:
+    """Once for every file: whoever renames it is the one who stops."""
+    stopped = FOLDER / f"{step} {what} stopped"
+    try:
+        (FOLDER / f"{step} {what}").rename(stopped)
+    except FileNotFoundError:
+        return
+    stopped.write_text(str(os.getpid()), encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stops(
+    owner: Any,
+    name: str,
+    what: Callable[..., object],
+    *,
+    before: str | None = None,
+    after: str | None = None,
+) -> None:
+    """Have a function stop before or after its work where `what`, given its arguments, is something."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        about = what(*args, **kwargs)
+        if before and about:
+            stop(before, about)
+        result = original(*args, **kwargs)
+        if after and about:
+            stop(after, about)
+        return result
+
+    setattr(owner, name, stopping)
+
+
+def of_dispatcher(*_: object, **__: object) -> str:
+    return NAME if threading.current_thread().name.startswith("dispatch-") else ""
+
+
+# The dispatcher of a worker: by the worker's name.
+stops(ledger, "insert_events", of_dispatcher, before="due", after="inserted")
+stops(debounce, "clear", lambda redis, database, marks: list(marks) and of_dispatcher(), after="cleared")
+# A pool child: by its view.
+stops(Refresher, "refresh", lambda self, run, name: name, before="begun")
+stops(requests, "take", lambda connection, name, within: name, after="taken")
+stops(
+    ledger,
+    "finish",
+    lambda connection, run_id, state, **rest: rest.get("wakes") if state is State.SUCCEEDED else None,
+    after="ended",
+)
+stops(Announcer, "refreshed", lambda self, connection, view, **rest: view.name, before="committed")

@@ -57,6 +57,8 @@ class DatabaseStatus:
     clock: datetime
     views: tuple[ViewStatus, ...] = ()
     open_runs: tuple[dict[str, Any], ...] = ()
+    requests: tuple[dict[str, Any], ...] = ()
+    """What writers have asked for in the database and no refresh has seen yet: view, requests, oldest."""
     standby: bool = False
     error: UpkeepError | None = None
     pauses_error: UpkeepError | None = None
@@ -100,6 +102,7 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
             for run in ledger.history(connection, task=REFRESH_VIEW, state=state, limit=MOST_OPEN)
         }
         open_runs = ledger.open_runs(connection)
+        requests = tuple(_sql.read_requests(connection))
         standby = is_standby(connection)
     declared = {str(view.name): view.tier for view in database.views.values()}
     tiers = declared | {view: row["tier"] for view, row in fresh.items() if view not in declared}
@@ -123,7 +126,12 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
         )
     views.sort(key=lambda v: (v.next_slot or clock, v.tier_name, v.view))
     return DatabaseStatus(
-        name=database.name, clock=clock, views=tuple(views), open_runs=tuple(open_runs), standby=standby
+        name=database.name,
+        clock=clock,
+        views=tuple(views),
+        open_runs=tuple(open_runs),
+        requests=requests,
+        standby=standby,
     )
 
 
@@ -201,6 +209,7 @@ def _document(found: DatabaseStatus) -> dict[str, Any]:
             for each in found.views
         ],
         "open_runs": list(found.open_runs),
+        "requests": list(found.requests),
         "problems": [
             {"level": level, "message": message, "remedy": remedy}
             for level, message, remedy in problems(found)
@@ -224,10 +233,15 @@ def _show(found: DatabaseStatus) -> None:
             f"{output.count(row['runs'], 'run')} {row['state']} in the queue {row['queue']}, the oldest "
             f"for {oldest}"
         )
+    for row in found.requests:
+        oldest = output.span(found.clock - row["oldest"])
+        out.print(
+            f"{output.count(row['requests'], 'request')} of writers for {row['view']}, the oldest for {oldest}"
+        )
     said = list(problems(found))
     if said:
         out.print(output.listing(said))
-    if said or found.open_runs:
+    if said or found.open_runs or found.requests:
         out.print()
 
 

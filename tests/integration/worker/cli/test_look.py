@@ -84,6 +84,16 @@ def test_status_before_anything_ran(upkeep: Upkeep) -> None:
     assert "never" in upkeep("status").out
 
 
+def test_status_shows_what_writers_wait_for(upkeep: Upkeep, system: Database) -> None:
+    assert upkeep("status", "--json").json["databases"][0]["requests"] == []
+    with system.connect() as connection:
+        for _ in range(3):
+            connection.execute("SELECT upkeep.request_refresh('public.base')")
+    (waiting,) = upkeep("status", "--json").json["databases"][0]["requests"]
+    assert (waiting["view"], waiting["requests"]) == ("public.base", 3)
+    assert "3 requests of writers for public.base, the oldest for" in upkeep("status").out
+
+
 def test_status_shows_runs_queues_and_problems_with_their_remedies(
     upkeep: Upkeep, ran: dict[str, int]
 ) -> None:

@@ -120,6 +120,8 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that answers with an error (demoted to a replica, its disk full) is one that is away for a while.
+        "broker_channel_error_retry": True,
         "redis_socket_timeout": 30.0,
         "redis_socket_keepalive": True,
         # Many may run: one of them leads. Celery's own schedule stays empty.

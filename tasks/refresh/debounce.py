@@ -20,6 +20,9 @@ from upkeep_client import marking
 # "All of them": a request that was not limited to some.
 EVERYTHING = marking.ALL.encode()
 
+# The ledger keeps them, and every look at the run reads them; the client sends no more in one call.
+MAX_BYTES = 1024 * 1024
+
 _CLEAR = files("tasks.refresh").joinpath("lua", "clear.lua").read_text(encoding="utf-8")
 
 
@@ -107,7 +110,7 @@ def _mark(view: bytes, value: bytes) -> Mark | None:
 
 def _limit(members: Iterable[bytes]) -> list[Any] | None:
     found = set(members)
-    if not found or EVERYTHING in found:
+    if not found or EVERYTHING in found or sum(map(len, found)) > MAX_BYTES:
         return None
     try:
         return [json.loads(member) for member in sorted(found)]

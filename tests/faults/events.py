@@ -237,7 +237,6 @@ class Overlaps(threading.Thread):
     def assert_none(self) -> None:
         assert not self.found, self.found
         assert self.is_alive(), "nobody has looked"
-        assert self.seen, "no refresh was seen at all"
 
 
 def command(upkeep: Fleet, *words: str) -> None:

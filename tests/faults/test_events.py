@@ -389,6 +389,9 @@ def test_workers_killed_between_the_insert_and_the_bell(
     writers.assert_all_is_done(timeout=RECOVERY_S)
 
 
-def test_nothing_is_left_after_all_that(upkeep: Fleet, kept: Kept, workers: list[Process]) -> None:
+def test_nothing_is_left_after_all_that(
+    upkeep: Fleet, kept: Kept, workers: list[Process], overlaps: Overlaps
+) -> None:
     """The last one: it ends the worker."""
+    assert overlaps.seen, "whoever looked has seen no refresh at all"
     assert_nothing_is_left(upkeep, kept)

@@ -38,6 +38,9 @@ from worker.embedded.redis import EmbeddedRedis
 POSTGRES_SETTINGS: Mapping[str, str] = {"shared_buffers": "512MB", "max_wal_size": "4GB"}
 POSTGRES_VERSION = 18
 
+# What a worker takes from unless a part wants to see what nobody works on.
+ALL_QUEUES = "refresh,refresh.slow,maintenance,archive,watch"
+
 # As in any deployment: an owner of the data, and the fleet's own role, which is no superuser.
 OWNER = "app_owner"
 ROLE = "upkeep"
@@ -200,7 +203,13 @@ class Stage:
 
     @contextlib.contextmanager
     def worker(
-        self, name: str, config: str, places: Sequence[Place], *, concurrency: int
+        self,
+        name: str,
+        config: str,
+        places: Sequence[Place],
+        *,
+        concurrency: int,
+        queues: str = ALL_QUEUES,
     ) -> Iterator[WorkerProcess]:
         """A real worker on the configuration given, with a broker of its own; killed when the block ends."""
         environment = self.environment(name, config, places)
@@ -212,7 +221,7 @@ class Stage:
                     "worker",
                     "worker",
                     f"--concurrency={concurrency}",
-                    "--queues=refresh,refresh.slow,maintenance,archive,watch",
+                    f"--queues={queues}",
                     f"--hostname={name}@benchmark",
                     # It has nobody to talk to, and looking for others takes a second of its start.
                     "--without-mingle",

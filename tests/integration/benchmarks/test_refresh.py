@@ -49,7 +49,8 @@ def test_single_parts_print_the_documented_object_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["events"], "events is not there yet; there is: refresh, clock"),
+        (["archive"], "archive is not there yet; there is: refresh, clock, events"),
+        (["events", "--only", "bursts"], "events has no part bursts; it has: call, sql, burst"),
         (["refresh", "--only", "overhead,speed"], "refresh has no part speed"),
         (["clock", "--only", "ticks"], "clock has no part ticks; it has: takeover, idle, lateness"),
         (["nonsense"], "invalid choice: 'nonsense'"),

@@ -100,6 +100,20 @@ class TestMarks:
         assert marks(broker) == {"public.base"}
         assert dispatch(system, broker).arguments["keys"] == [1, 2]
 
+    def test_a_mark_that_moved_waits_anew_from_the_last_request_that_was_read(self, system, broker, client):
+        client.request_refresh("public.base")
+        sequence, first, last = broker.hget(marking.marks("kept"), "public.base").split()
+        long_ago = int(first) - HOUR_MS
+        broker.hset(marking.marks("kept"), "public.base", f"{sequence.decode()} {long_ago} {last.decode()}")
+        read = debounce.read_marks(broker, "kept").marks
+        client.request_refresh("public.base")
+        assert debounce.clear(broker, "kept", read) == 0
+        (moved,) = debounce.read_marks(broker, "kept").marks
+        assert (moved.first_ms, moved.value.split()[0]) == (int(last), str(int(sequence) + 1).encode())
+        # Another dispatcher, which read it before too, takes nothing more from it.
+        assert debounce.clear(broker, "kept", read) == 0
+        assert debounce.read_marks(broker, "kept").marks == (moved,)
+
     def test_nothing_is_due_before_its_delay(self, system, broker, client):
         client.request_refresh("public.keyless")
         look = Dispatcher(system.settings).look_at_marks(broker, lambda: pytest.fail("nothing is due"))

@@ -83,7 +83,7 @@ UPDATE upkeep.run SET progress = :progress FROM unhurried WHERE id = :id AND sta
 -- Ends a run, and makes due what waited for the view that it has refreshed.
 WITH woken AS (
     UPDATE upkeep.run SET not_before = pg_catalog.clock_timestamp()
-     WHERE :wakes::text IS NOT NULL AND state = 'waiting' AND waits_for = :wakes AND not_before > pg_catalog.clock_timestamp()
+     WHERE :wakes::text IS NOT NULL AND state = 'waiting' AND finished_at IS NULL AND waits_for = :wakes AND not_before > pg_catalog.clock_timestamp()
 )
 UPDATE upkeep.run
    SET state = :state, finished_at = pg_catalog.clock_timestamp(), reason = :reason, result = :result, error = :error,
@@ -235,7 +235,7 @@ WITH asked AS MATERIALIZED (
     UPDATE upkeep.run AS r
        SET arguments = upkeep.merged_arguments(r.arguments, a.arguments)
       FROM asked a
-     WHERE r.task = a.task AND r.target = a.target AND r.entry = 'event' AND r.state = 'waiting'
+     WHERE r.task = a.task AND r.target = a.target AND r.entry = 'event' AND r.state = 'waiting' AND r.finished_at IS NULL
     RETURNING r.task, r.target
 )
 INSERT INTO upkeep.run AS r (task, target, entry, as_of, queue, arguments, max_attempts, requested_by, rung_at)
@@ -253,7 +253,7 @@ UPDATE upkeep.run AS r
    SET arguments = upkeep.merged_arguments(r.arguments, :arguments)
  WHERE r.id = (SELECT w.id
                  FROM upkeep.run w
-                WHERE w.task = :task AND w.target = :target AND w.entry = 'event' AND w.state = 'waiting' AND w.id <> :id
+                WHERE w.task = :task AND w.target = :target AND w.entry = 'event' AND w.state = 'waiting' AND w.finished_at IS NULL AND w.id <> :id
                 ORDER BY w.not_before DESC
                 LIMIT 1)
    AND r.state = 'waiting'

@@ -31,7 +31,8 @@ def stop(step: str, what: object) -> None:
     except FileNotFoundError:
         return
     stopped.write_text(str(os.getpid()), encoding="utf-8")
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread: a signal to the process would let it go on until another thread has noticed.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def stops(

@@ -8,7 +8,7 @@ state and the ledger in its transaction.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -73,7 +73,7 @@ class Refresher:
         server = read_server(self.connection)
         if server.in_recovery:
             return Wait(reason="the server is a standby: waiting for a primary", wait=timedelta(seconds=30))
-        if demand is Demand.EVENT and (later := self._later(run, subjects[name], server)) is not None:
+        if demand is Demand.EVENT and (later := self._later(run, subjects, name, server)) is not None:
             return later
         # A writer's clock is nobody's business: what it wrote was committed before the run was claimed.
         as_of = server.clock if demand is Demand.EVENT else run.as_of or run.created_at
@@ -108,7 +108,9 @@ class Refresher:
             fulfils=fulfils,
         )
 
-    def _later(self, run: Run, subject: Subject, server: Server) -> Outcome | None:
+    def _later(
+        self, run: Run, subjects: Mapping[RelationName, Subject], name: RelationName, server: Server
+    ) -> Outcome | None:
         """Why an event's refresh is not to begin now: another one waits already, or the last one has just failed."""
         joined = ledger.join_waiting_event(self.connection, run)
         if joined is not None:
@@ -116,21 +118,26 @@ class Refresher:
         last = ledger.last_event(self.connection, task=run.task, target=run.target)
         if last is None or last.finished_at is None:
             return None
-        failed = last.state != State.SUCCEEDED
-        if not failed and not subject.state.upstream_stale:
-            return None
-        if failed and subject.state.snapshot_at is not None and subject.state.snapshot_at > last.finished_at:
-            return None
+        state = subjects[name].state
+        if last.state != State.SUCCEEDED:
+            if state.snapshot_at is not None and state.snapshot_at > last.finished_at:
+                return None
+            why, waits_for = "failed", name
+        else:
+            stale = [each for each in map(RelationName.parse, state.upstream_stale) if each in subjects]
+            stale = [each for each in stale if not _younger(subjects[each], subjects[name])]
+            if not stale:
+                return None
+            why, waits_for = f"used a stale {', '.join(map(str, stale))}", stale[0]
         wait = last.finished_at + EVENT_PAUSE - server.clock
         # A clock that was set back must not keep a view waiting for long.
         if not timedelta() < wait <= EVENT_PAUSE:
             return None
-        why = "failed" if failed else f"used a stale {', '.join(subject.state.upstream_stale)}"
         return Wait(
             reason=f"its last refresh after a write, run {last.id}, {why}",
             wait=wait,
-            # Whoever refreshes it after all shows that it works again.
-            waits_for=str(subject.name),
+            # Whoever refreshes that after all shows that it works again.
+            waits_for=str(waits_for),
         )
 
     def _bring_up(
@@ -309,6 +316,12 @@ class Refresher:
         """The lock was free at once: unless a refresh ended in this very moment, what was seen still holds."""
         state = views.read_states(self.connection).get(str(seen.name))
         return seen if (state or views.ViewState(view=str(seen.name))) == seen.state else None
+
+
+def _younger(one: Subject, other: Subject) -> bool:
+    """Whether one view was refreshed since another one was."""
+    at, since = one.state.snapshot_at, other.state.snapshot_at
+    return at is not None and since is not None and at > since
 
 
 def _by_rows_only(run: Run) -> bool:

@@ -220,6 +220,12 @@ class TestUpstream:
         assert paused.state == State.WAITING
         assert timedelta() < paused.not_before - system.now() <= execute.EVENT_PAUSE
         assert dispatch(system) == []
+        # Whoever refreshes the upstream ends the pause: it is that which was the matter.
+        system.connection.execute("CREATE UNIQUE INDEX base_key ON public.base (id)")
+        assert system.refresh("public.base").state == State.SUCCEEDED
+        assert ledger.get(system.connection, paused.id).not_before <= system.now()
+        assert system.deliver(paused.id).state == State.SUCCEEDED
+        assert rows(system, "public.top") == 0
 
     def test_only_what_lies_on_the_path_from_the_written_table(self, system):
         system.refresh("public.top")

@@ -6,7 +6,7 @@ STAMP    := $(VENV)/.installed
 SCALE    ?=
 DURATION ?=
 EXAMPLE  ?= lending
-TESTERS  ?= 2
+TESTERS  ?= 3
 ROUNDS   ?= 5
 SERVERS  ?= 14 15 16 17 18 debian
 

@@ -10,6 +10,8 @@ from psycopg.conninfo import conninfo_to_dict
 from upkeep_client import AsyncUpkeep, InvalidRequest, Upkeep
 from worker.embedded.server import free_port
 
+pytestmark = pytest.mark.any_server
+
 django = pytest.importorskip("django", reason="make install brings it")
 
 from django.conf import settings  # noqa: E402

@@ -12,6 +12,8 @@ from upkeep_client import AsyncUpkeep, InvalidRequest, Upkeep
 from upkeep_client.sqlalchemy import request_refresh_after_commit
 from worker.embedded.server import free_port
 
+pytestmark = pytest.mark.any_server
+
 PATIENT = 10.0
 
 metadata = sa.MetaData()

@@ -23,6 +23,8 @@ from tests.servers import Database
 from upkeep_client import Upkeep
 from upkeep_client.cache import Cache
 
+pytestmark = pytest.mark.any_server
+
 EVER = {"since": date(1990, 1, 1), "until": date(2100, 1, 1)}
 
 

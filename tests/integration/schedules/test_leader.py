@@ -29,6 +29,8 @@ from schedules.slots import latest_slot
 from tests.servers import Database
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 TIER = "upkeep.refresh.tier"
 
 

@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 from upkeep_client import Upkeep, marking
 from upkeep_client.cache import Cache, Tag
 
+pytestmark = pytest.mark.any_server
+
 SOON = {"delay": timedelta(milliseconds=1), "max_wait": timedelta(milliseconds=1)}
 HOUR_MS = 3_600_000
 

@@ -9,6 +9,8 @@ from tests.servers import Database
 from tests.waiting import wait_until
 from worker.cli import examining
 
+pytestmark = pytest.mark.any_server
+
 CONFIG = """
 [fleet]
 home = "kept"

@@ -14,7 +14,7 @@ from benchmarks.report import Report
 from benchmarks.stage import Stage
 from benchmarks.timing import Deadline
 
-_PARTS = by_name(call.PART, sql.PART, burst.PART, fresh.PART, continuous.PART, dispatch.PART)
+_PARTS = by_name(call.PART, sql.PART, fresh.PART, continuous.PART, dispatch.PART, burst.PART)
 PARTS: Sequence[str] = tuple(_PARTS)
 
 

@@ -125,4 +125,4 @@ def _nothing() -> None:
     """Nobody works on it."""
 
 
-PART = Part(name="call", title="a request, a PING, a delay()", share=3, bounds=(PING, DELAY), measure=measure)
+PART = Part(name="call", title="a request, a PING, a delay()", share=2, bounds=(PING, DELAY), measure=measure)

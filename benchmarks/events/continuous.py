@@ -117,4 +117,4 @@ def _note(durations: list[timedelta]) -> str:
     return f"max_wait {MAX_WAIT_S[CONTINUOUS]:g} s, the longest refresh {longest:.2f} s"
 
 
-PART = Part(name="continuous", title="writes that never stop", share=7, bounds=(MARK, SQL), measure=measure)
+PART = Part(name="continuous", title="writes that never stop", share=8, bounds=(MARK, SQL), measure=measure)

@@ -100,4 +100,4 @@ def _request_all(application: psycopg.Connection[Any], views: list[str]) -> None
     )
 
 
-PART = Part(name="dispatch", title="1,000 views marked at once", share=5, bounds=(BOUND,), measure=measure)
+PART = Part(name="dispatch", title="1,000 views marked at once", share=6, bounds=(BOUND,), measure=measure)

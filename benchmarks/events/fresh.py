@@ -21,7 +21,7 @@ ROUNDS, QUICK_ROUNDS = 25, 5
 POLL_S = 0.002
 PATIENCE_S = 30.0
 # Those who look for requests do it at intervals of up to half a second; writes come at any time between.
-SPREAD_S = 0.5
+SPREAD_S = {SHORT: 0.1, LONG: 0.5}
 GOLDEN = 0.618
 
 _NAMES = {BY_MARK: "mark", BY_SQL: "sql", BY_TRIGGER: "trigger"}
@@ -52,7 +52,7 @@ class System:
 
     def over(self, way: str, number: int) -> float:
         """Write, ask, wait; returns the seconds over the delay and the refresh's own."""
-        time.sleep(SPREAD_S * (number * GOLDEN % 1.0))
+        time.sleep(SPREAD_S[self.name] * (number * GOLDEN % 1.0))
         key = 1 + number % ITEMS
         table, view = sql.Identifier("public", f"item_{way}"), sql.Identifier("public", way)
         write = sql.SQL("UPDATE {} SET n = n + 1 WHERE id = %s RETURNING n").format(table)
@@ -84,7 +84,7 @@ def measure(bench: Bench, deadline: Deadline) -> None:
     report = bench.report
     url = bench.broker_url
     rounds = QUICK_ROUNDS if bench.quick else ROUNDS
-    shares = {SHORT: 0.4, LONG: 1.0}
+    shares = {SHORT: 0.5, LONG: 1.0}
     for name in (SHORT, LONG):
         place = bench.places[name]
         with (
@@ -115,7 +115,7 @@ def _contender(system: System, way: str) -> Callable[[int], float]:
 PART = Part(
     name="fresh",
     title="from a write to a view that has it",
-    share=9,
+    share=11,
     bounds=tuple(BOUNDS.values()),
     measure=measure,
 )

@@ -38,7 +38,10 @@ WITH taken AS (
     DELETE FROM upkeep.refresh_request r
      WHERE r.view = :view
        AND (:everything OR r.source = ANY (:own::oid[])
-            OR pg_catalog.pg_visible_in_snapshot(r.xid, :snapshot::pg_snapshot))
+            OR pg_catalog.pg_visible_in_snapshot(r.xid, :snapshot::pg_snapshot)
+            -- Seen by us, and of a transaction that there has not been: the row was restored from another cluster's dump.
+            OR (pg_catalog.pg_snapshot_xmax(:snapshot::pg_snapshot) > '1'
+                AND r.xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())))
     RETURNING r.parameters
 )
 SELECT (SELECT count(*) FROM taken) AS requests,

@@ -194,6 +194,14 @@ class TestUpstream:
         assert (run.state, run.result["requests"]) == (State.SUCCEEDED, 1)
         assert system.scalar("SELECT (SELECT rows FROM public.top) = (SELECT count(*) FROM public.t)")
 
+    def test_what_was_restored_from_another_clusters_dump_is_not_done_for_ever(self, system):
+        system.refresh("public.top")
+        ask(system, "public.top")
+        system.connection.execute("UPDATE upkeep.refresh_request SET xid = '9999999999'")
+        assert dispatch(system) == ["public.top"]
+        assert work(system, "public.top").result["requests"] == 1
+        assert rows(system, "public.top") == 0
+
     def test_a_tick_that_left_the_upstream_alone_leaves_them(self, system):
         system.refresh("public.top")
         system.write()

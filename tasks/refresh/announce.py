@@ -17,6 +17,7 @@ import structlog
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from redis import Redis, RedisError
+from redis.exceptions import RedisClusterException
 
 from fleet import settings
 from fleet.postgres.queries import load
@@ -125,7 +126,7 @@ class Announcer:
         for each in found:
             try:
                 keys = self._cache.invalidate(each.tags, each.parameters)
-            except (RedisError, OSError) as exc:
+            except (RedisError, RedisClusterException, OSError) as exc:
                 log.warning(
                     "cache.not_invalidated",
                     view=each.view,

@@ -257,9 +257,11 @@ class TestAfterwards:
         assert self.computes(cache, "front", Tag("dashboard", ttl=600))
         assert announcer.catch_up(system.connection) == 0
 
-    def test_a_cache_that_is_away_fails_no_refresh(self, system, broker):
+    @pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])
+    def test_a_cache_that_is_away_fails_no_refresh(self, system, broker, url):
         away = redis.Redis(host="127.0.0.1", port=1)
-        system.announcer = Announcer("kept", broker=away, cache=Cache(away))
+        # redis-py's error for a cluster that it cannot reach is no RedisError.
+        system.announcer = Announcer("kept", broker=away, cache=Cache(url))
         with capture_logs() as logs:
             assert system.refresh("public.base").state == State.SUCCEEDED
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == [

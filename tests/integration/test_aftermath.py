@@ -70,6 +70,11 @@ def test_all_is_well(kept: Kept) -> None:
             "UPDATE upkeep.run SET state = 'queued', finished_at = NULL WHERE request_id = 'asked'",
             "the end of",
         ),
+        ("INSERT INTO upkeep.refresh_request (view) VALUES ('public.v')", "1 requests for public.v"),
+        (
+            "INSERT INTO upkeep.announcement (view, run_id, snapshot_at, tags) VALUES ('public.v', 1, now(), '{}')",
+            "1 announcements of public.v",
+        ),
         ("INSERT INTO public.t VALUES (3)", "public.v lacks 1 rows and has 0 too many"),
         ("DELETE FROM public.t WHERE id = 1", "public.v lacks 0 rows and has 1 too many"),
         ("UPDATE public.t SET what = '[]' WHERE id = 2", "public.v lacks 1 rows and has 1 too many"),

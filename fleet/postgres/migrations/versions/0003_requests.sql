@@ -38,10 +38,12 @@ AS $$
 BEGIN
     -- Nearly every call is of this kind, and each expression more is felt. 257 bytes are the longest name there is: two parts of 63,
     -- all of them double quotes.
-    IF pg_catalog.octet_length(view) BETWEEN 1 AND 257 AND parameters IS NULL
+    IF pg_catalog.octet_length(view) BETWEEN 1 AND 257 AND parameters IS NULL AND NOT wake
        AND pg_catalog.current_setting('transaction_read_only') = 'off' THEN
-        NULL;
-    ELSIF view IS NULL OR view = '' OR pg_catalog.octet_length(view) > 257 THEN
+        INSERT INTO upkeep.refresh_request (view) VALUES (view);
+        RETURN;
+    END IF;
+    IF view IS NULL OR view = '' OR pg_catalog.octet_length(view) > 257 THEN
         RAISE WARNING 'upkeep.request_refresh: % names no view, nothing is requested', coalesce(pg_catalog.quote_literal(pg_catalog.left(view, 80)), 'NULL')
             USING HINT = 'Name it as upkeep.toml does: schema.view';
         RETURN;

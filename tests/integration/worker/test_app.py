@@ -59,7 +59,9 @@ def test_the_tasks_have_their_wire_names(tmp_path: Path, fleet: settings.Setting
         "upkeep.job.run",
         "upkeep.ledger.prune",
         "upkeep.refresh.all",
+        "upkeep.refresh.request",
         "upkeep.refresh.tier",
+        "upkeep.refresh.triggers",
         "upkeep.refresh.view",
     }
 

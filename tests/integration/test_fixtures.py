@@ -12,6 +12,8 @@ from tests import servers
 from tests.waiting import wait_until
 from worker.embedded.postgres import EmbeddedPostgres
 
+pytestmark = pytest.mark.any_server
+
 
 class TestFixtures:
     left_behind: ClassVar[list[str]] = []

@@ -18,6 +18,8 @@ from tests.servers import Database
 from tests.waiting import wait_until
 from worker.embedded.server import free_port
 
+pytestmark = pytest.mark.any_server
+
 
 class Echo:
     """A server that sends back what it gets, and remembers how its connections ended."""

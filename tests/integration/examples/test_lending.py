@@ -13,6 +13,8 @@ from examples.lending import generate
 from fleet.names import RelationName
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 # What each view has to hold, one correlated question per column: slow, and hard to get wrong in the same way.
 PLAIN = {
     "public.mv_current_loan_status_realtime": """

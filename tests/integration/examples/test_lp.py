@@ -14,6 +14,8 @@ from examples.lp import traffic
 from fleet.names import RelationName
 from tests.integration.examples.conftest import Installed
 
+pytestmark = pytest.mark.any_server
+
 # ON DELETE RESTRICT has an error of its own from PostgreSQL 18 on.
 REFERENCED = (errors.RestrictViolation, errors.ForeignKeyViolation)
 

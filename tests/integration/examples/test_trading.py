@@ -16,6 +16,8 @@ from fleet.settings import check
 from tests.integration.examples.conftest import Installed
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture
 def empty(trading_system: psycopg.Connection) -> psycopg.Connection:

@@ -26,6 +26,8 @@ from tests.waiting import wait_until
 from worker import reaper
 from worker.reaper import Watch
 
+pytestmark = pytest.mark.any_server
+
 VIEW = "upkeep.refresh.view"
 CONFIG = {RelationName("public", "v"): settings.View(name=RelationName("public", "v"), tier="daily")}
 

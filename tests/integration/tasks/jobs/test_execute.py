@@ -19,6 +19,8 @@ from tasks.jobs.execute import job_key, tidy
 from tests.integration.tasks.jobs.conftest import System, job
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 BATCHES = "SELECT public.do_some()"
 
 

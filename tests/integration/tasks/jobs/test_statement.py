@@ -20,6 +20,8 @@ from tasks.jobs.statement import Effect, execute, parse
 from tests.servers import Database
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[psycopg.Connection[Any]]:

@@ -12,6 +12,8 @@ from tests.conftest import NewDatabase
 from tests.integration.worker.cli.conftest import Upkeep
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 STATE = """
 SELECT (SELECT jsonb_agg(to_jsonb(s)) FROM upkeep.view_state s), (SELECT count(*) FROM upkeep.run),
        (SELECT jsonb_agg(ARRAY[relname, relfilenode::text, relispopulated::text] ORDER BY relname)

@@ -16,6 +16,8 @@ from tests.integration.worker.cli.conftest import SCHEMA, Upkeep
 from tests.servers import Database
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture
 def bare(database: Database, upkeep_with: Callable[..., Upkeep]) -> Upkeep:

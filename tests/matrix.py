@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--at-once",
         type=int,
-        default=min(2, os.cpu_count() or 1),
+        default=(os.cpu_count() or 1) + 1,  # one of them waits for its disk or a connection
         metavar="N",
         help="servers tested side by side; default: %(default)s; with 1 the output is shown as it comes",
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from fleet.errors import PermanentError
 from fleet.ledger import NewRun
 from fleet.settings import ConfigurationErrors, Database, Problem, Settings
-from fleet.settings.model import closest
+from fleet.settings.values import closest
 from schedules.entries import Entry, entries
 
 

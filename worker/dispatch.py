@@ -21,7 +21,7 @@ from fleet import settings
 from fleet.errors import PermanentError, UpkeepError
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
-from fleet.settings.model import closest
+from fleet.settings.values import closest
 from schedules.bell import ring
 from tasks.base import Runtime
 from tasks.refresh import debounce

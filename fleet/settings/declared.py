@@ -8,7 +8,8 @@ from datetime import timedelta
 from fleet import cron as crons
 from fleet import durations
 from fleet.settings.findings import Findings, Key, Table
-from fleet.settings.model import Job, Queues, Scheduled, Timing, closest
+from fleet.settings.model import Job, Queues, Scheduled, Timing
+from fleet.settings.values import closest
 
 # What means nothing without its other half.
 _OF_A_SCHEDULE = tuple(part for part in Timing.model_fields if part != "cron")

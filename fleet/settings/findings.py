@@ -11,8 +11,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fleet import durations, redaction
-from fleet.settings.model import closest
 from fleet.settings.problems import Problem
+from fleet.settings.values import closest
 
 Key = tuple[str | int, ...]
 Table = Mapping[str, object]

@@ -26,9 +26,9 @@ from fleet.settings.model import (
     Tier,
     Timing,
     View,
-    closest,
 )
 from fleet.settings.problems import Report
+from fleet.settings.values import closest
 
 REDIS_URL = "UPKEEP_REDIS_URL"
 CACHE_URL = "UPKEEP_CACHE_URL"

@@ -84,7 +84,7 @@ def chosen(settings: Settings, name: str | None) -> list[Database]:
 
 def entry(settings: Settings, name: str) -> Entry:
     """An entry of the schedule by its name, as `upkeep schedule list` shows it."""
-    from fleet.settings.model import closest  # noqa: PLC0415
+    from fleet.settings.values import closest  # noqa: PLC0415
     from schedules.entries import entries  # noqa: PLC0415
 
     declared = entries(settings)

@@ -18,7 +18,7 @@ from fleet import logs, redaction
 from fleet.errors import TransientError, UpkeepError
 from fleet.ledger import NewRun
 from fleet.settings import Database, Settings
-from fleet.settings.model import closest
+from fleet.settings.values import closest
 from schedules.runs import Runs
 from tasks.base import Arguments, LedgeredTask, Runtime
 from upkeep_client.urls import parse

@@ -42,6 +42,7 @@ from fleet.settings.model import (
     Timing,
     View,
 )
+from fleet.settings.partitions import HashSubpartitions, LegalHold, PartitionSet, Retention
 from fleet.settings.problems import ConfigurationErrors, Problem, Report
 from fleet.settings.reading import Reader
 
@@ -50,10 +51,14 @@ __all__ = [
     "ConfigurationErrors",
     "Database",
     "Fleet",
+    "HashSubpartitions",
     "Job",
+    "LegalHold",
+    "PartitionSet",
     "Problem",
     "Queues",
     "Report",
+    "Retention",
     "Scheduled",
     "Settings",
     "Tier",

@@ -19,6 +19,7 @@ from fleet import cron as crons
 from fleet import durations, redaction
 from fleet.errors import PermanentError
 from fleet.names import RelationName
+from fleet.settings.partitions import PartitionSet, Retention
 from fleet.settings.values import (
     Cron,
     Delay,
@@ -153,6 +154,8 @@ class Database(TableModel):
     tiers: Mapping[str, Tier] = Field(default_factory=lambda: dict(BUILT_IN_TIERS))
     """All tiers that its views may name: built in, the fleet's, its own; the later ones win."""
     views: Mapping[Relation, View] = Field(default_factory=dict)
+    partitions: Mapping[Relation, PartitionSet] = Field(default_factory=dict)
+    retention: Mapping[Relation, Retention] = Field(default_factory=dict)
 
     def tier(self, name: object) -> Tier:
         """The tier of this name; raises PermanentError for an unknown one."""
@@ -169,6 +172,19 @@ class Database(TableModel):
             raise PermanentError(
                 f"The view {parsed} is not managed in the database {self.name}",
                 remedy=f"{hint} it in upkeep.toml under [databases.{self.name}.views]",
+            ) from None
+
+    def partition_set(self, name: object) -> PartitionSet:
+        """The policy of a partitioned table, parsed or as written; raises PermanentError for any other."""
+        parsed = name if isinstance(name, RelationName) else RelationName.parse(name)
+        try:
+            return self.partitions[parsed]
+        except KeyError:
+            near = get_close_matches(str(parsed), [str(each) for each in self.partitions], n=1)
+            hint = f"Did you mean {near[0]}? Else declare" if near else "Declare"
+            raise PermanentError(
+                f"The table {parsed} has no policy for its partitions in the database {self.name}",
+                remedy=f"{hint} it in upkeep.toml under [databases.{self.name}.partitions]",
             ) from None
 
     def views_in(self, tier: str) -> tuple[View, ...]:

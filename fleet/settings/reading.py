@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from fleet.errors import ConfigurationError, PermanentError
+from fleet.errors import ConfigurationError
 from fleet.names import RelationName
-from fleet.settings import urls
+from fleet.settings import policies, urls
 from fleet.settings.declared import Declared, check_timeout
-from fleet.settings.findings import Findings, Key, Rendered, Table, path
+from fleet.settings.findings import Findings, Key, Rendered, Table
 from fleet.settings.model import (
     BUILT_IN_TIERS,
     Database,
@@ -152,9 +152,9 @@ class Reader:
         )
         url = self._database_url(name, table, key)
         given = {"name": name, "url": url or _PLACEHOLDER, "tiers": known_tiers, "views": views}
-        return self._found.model(
-            Database, table, key, given=given, handled=("url", "url_env", "tiers", "views")
-        )
+        given |= policies.read(self._found, table, key)
+        handled = ("url", "url_env", "tiers", "views", *policies.TABLES)
+        return self._found.model(Database, table, key, given=given, handled=handled)
 
     def _views(
         self,
@@ -166,34 +166,7 @@ class Reader:
         queues: Queues | None,
     ) -> dict[RelationName, View]:
         views: dict[RelationName, View] = {}
-        seen: dict[RelationName, str] = {}
-        for text, value in tables.items():
-            here = (*key, text)
-            if (
-                "." not in text
-                and isinstance(value, Mapping)
-                and any(isinstance(v, Mapping) for v in value.values())
-            ):
-                # TOML reads [views.public.mv_x] as a view "public" with a table "mv_x".
-                inner = next(name for name, each in value.items() if isinstance(each, Mapping))
-                quoted = path((*key, f"{text}.{inner}"))
-                self._found.error(
-                    here,
-                    value,
-                    "it is not a schema-qualified name",
-                    f"Quote schema and view together: [{quoted}]",
-                )
-                continue
-            try:
-                name = RelationName.parse(text)
-            except PermanentError as exc:
-                self._found.error(here, None, exc.message, exc.remedy)
-                name = RelationName("", text)
-            if name in seen:
-                self._found.error(
-                    here, None, f"it is the same view as {seen[name]!r}", "Keep one of the two tables"
-                )
-            seen.setdefault(name, text)
+        for name, value, here in policies.relations(self._found, tables, key, kind="view"):
             table = self._found.table(value, here)
             named = table.get("tier")
             if isinstance(named, str) and named not in tier_names:
@@ -277,7 +250,9 @@ class Reader:
 
     def _warn_idle(self, databases: Table, with_work: set[str]) -> None:
         for name, value in databases.items():
-            if name not in with_work and not (isinstance(value, Mapping) and value.get("views")):
+            if name not in with_work and not (
+                isinstance(value, Mapping) and (value.get("views") or value.get("partitions"))
+            ):
                 self._found.warn(
                     ("databases", name, "views"),
                     None,

@@ -100,16 +100,32 @@ def _is_zone(name: str) -> bool:
         return False
 
 
-def _tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """A list of the document as what a frozen model keeps."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def _statement(value: object) -> object:
-    if not isinstance(value, str):
-        raise refuse("a statement is text", 'Put it in quotes, as in "SELECT public.settle()"')
-    if not value.strip():
-        raise refuse("it is empty", 'Write one SQL statement, as in "SELECT public.settle()"')
-    return _storable(value)
+def text(kind: str, example: str) -> BeforeValidator:
+    """Text that says something, and that PostgreSQL can keep; `kind` with its article."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            raise refuse(f"{kind} is text", f'Put it in quotes, as in "{example}"')
+        if not value.strip():
+            raise refuse("it is empty", f'Write {kind}, as in "{example}"')
+        return _storable(value)
+
+    return BeforeValidator(check)
+
+
+def relation(value: object) -> object:
+    """A relation's name as people write it."""
+    if isinstance(value, RelationName):
+        return value
+    try:
+        return RelationName.parse(value)
+    except UpkeepError as exc:
+        raise refuse_as(exc) from None
 
 
 def _wire_name(value: object) -> object:
@@ -152,7 +168,10 @@ def _memory(value: object) -> object:
 Cron = Annotated[str, BeforeValidator(_cron)]
 Zone = Annotated[str, BeforeValidator(_zone)]
 Memory = Annotated[str, BeforeValidator(_memory)]
-Statement = Annotated[str, BeforeValidator(_statement)]
+Statement = Annotated[str, text("an SQL statement", "SELECT public.settle()")]
+Condition = Annotated[str, text("a condition", "status = 'pending'")]
+Reason = Annotated[str, text("a reason", "case 4711")]
+Name = Annotated[str, text("a name", "archive")]
 WireName = Annotated[str, BeforeValidator(_wire_name)]
 Scalar = Annotated[str | int | bool | float, BeforeValidator(_scalar)]
 StatementTimeout = Annotated[timedelta, between("1s", "7d")]
@@ -160,11 +179,11 @@ LockTimeout = Annotated[timedelta, between("1ms", "10m")]
 Delay = Annotated[timedelta, between("1ms", "1h")]
 MaxWait = Annotated[timedelta, between("1ms", "1d")]
 Tags = Annotated[
-    tuple[Annotated[str, BeforeValidator(_tag)], ...], BeforeValidator(_tuple), Field(max_length=100)
+    tuple[Annotated[str, BeforeValidator(_tag)], ...], BeforeValidator(as_tuple), Field(max_length=100)
 ]
 Retries = Annotated[
     tuple[Annotated[timedelta, between("1ms", "1d")], ...],
-    BeforeValidator(_tuple),
+    BeforeValidator(as_tuple),
     Field(max_length=10),
 ]
 # Dumped as people write it: a dataclass would become a dict, which is no key.

@@ -1,4 +1,4 @@
-"""The commands that read the ledger: status and history."""
+"""The commands that read what the fleet keeps: status, history, retention."""
 
 from __future__ import annotations
 
@@ -103,3 +103,22 @@ def history(  # noqa: PLR0917 - Typer fills them by name
         limit=limit,
         as_json=as_json,
     )
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="""[bold]Examples[/bold]
+$ upkeep retention
+$ upkeep retention --json | jq -r '.databases\\[].retention\\[] | select(.problems != \\[]) | .table'""",
+)
+def retention(
+    database: DatabaseOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> int:
+    """Show how long the rows of each table must be kept, by whose rule, and when it was last purged.
+
+    Exit code 1 if something stands against a rule: its table is not there, or
+    nothing enforces it.
+    """
+    from worker.cli import retaining  # noqa: PLC0415
+
+    return retaining.retention(config, database=database, as_json=as_json)

@@ -25,6 +25,7 @@ CREATE TABLE upkeep.retention (
     retention_years       integer NOT NULL CHECK (retention_years > 0),
     archive_after_months  integer NOT NULL CHECK (archive_after_months > 0),
     compliance_framework  text,
+    declared              boolean NOT NULL DEFAULT true,   -- false: taken out of upkeep.toml, kept for what it was
     last_purged_at        timestamptz,
     created_at            timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at            timestamptz NOT NULL DEFAULT clock_timestamp()

@@ -27,6 +27,7 @@ COMMANDS = [
     "schedule run-now",
     "status",
     "history",
+    "retention",
     "demo",
 ]
 

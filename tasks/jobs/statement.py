@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+import structlog
 from psycopg import errors, generators
 from psycopg.abc import PQGen
-from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from fleet.errors import PermanentError
+from fleet.postgres.connect import CANCEL_TIMEOUT_S
 
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# How long a cancelled statement may take until its connection is given up.
+ENDS_WITHIN_S = 3.0
 _INTEGERS = frozenset({"int2", "int4", "int8"})
 _VOID = 2278
 
@@ -49,12 +57,9 @@ def execute(connection: psycopg.Connection[Any], statement: str) -> Effect:
         would wait for it.
 
     """
-    server = connection.pgconn
-    server.send_query_params(statement.encode(), None)
-    server.set_single_row_mode()
     received = _Received()
     try:
-        connection.wait(_receive(server, received))
+        _wait(connection, _execute(connection.pgconn, statement, received))
     except psycopg.OperationalError:
         if received.failed is None:  # else it is what the server said last, before it closed the connection
             raise
@@ -86,9 +91,7 @@ def parse(connection: psycopg.Connection[Any], statement: str) -> None:
         psycopg.Error: as the server said it.
 
     """
-    server = connection.pgconn
-    server.send_prepare(b"", statement.encode())
-    for result in connection.wait(generators.execute(server)):
+    for result in _wait(connection, _parse(connection.pgconn, statement)):
         if result.status == ExecStatus.FATAL_ERROR:
             raise _error(result)
 
@@ -104,9 +107,51 @@ class _Received:
     copying: bool = False
 
 
-def _receive(server: PGconn, received: _Received) -> PQGen[None]:
-    """All results as one generator: an interrupted `wait` cancels the statement, and then has it run to its end."""
+def _wait(connection: psycopg.Connection[Any], conversation: PQGen[T]) -> T:
+    """Have a statement sent, and received to its end also when that is interrupted.
+
+    psycopg cancels an interrupted statement, and then lets the same generator receive what is left. That does
+    for an interruption of the waiting itself; one that was raised within the generator has finished it.
+    """
+    try:
+        return connection.wait(conversation)
+    except BaseException:
+        if connection.info.transaction_status is TransactionStatus.ACTIVE:
+            _end(connection)
+        raise
+
+
+def _end(connection: psycopg.Connection[Any]) -> None:
+    """Cancel what runs and receive it to its end; what does not end in time, its connection is closed.
+
+    Nothing is raised in the place of the interruption that passes, but another interruption.
+    """
+    try:
+        connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+        connection.wait(_receive(connection.pgconn, _Received()), timeout=ENDS_WITHIN_S)
+    except Exception as exc:  # noqa: BLE001 - the interruption passes, whatever this is
+        log.warning("statement.not_ended", error=str(exc).strip() or type(exc).__name__)
+    finally:
+        if connection.info.transaction_status is TransactionStatus.ACTIVE:
+            connection.close()
+
+
+def _parse(server: PGconn, statement: str) -> PQGen[list[PGresult]]:
+    server.send_prepare(b"", statement.encode())
+    results: list[PGresult] = yield from generators.execute(server)
+    return results
+
+
+def _execute(server: PGconn, statement: str, received: _Received) -> PQGen[None]:
+    # It is sent within the generator, so that nothing can come between the sending and the waiting.
+    server.send_query_params(statement.encode(), None)
+    server.set_single_row_mode()
     yield from generators.send(server)
+    yield from _receive(server, received)
+
+
+def _receive(server: PGconn, received: _Received) -> PQGen[None]:
+    """What there is still to come, as far as the end or a COPY, which has none without us."""
     while (result := (yield from generators.fetch(server))) is not None:
         match result.status:
             case ExecStatus.SINGLE_TUPLE:

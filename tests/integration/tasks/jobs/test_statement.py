@@ -12,8 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors, generators, sql
+from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 
 from fleet.errors import PermanentError
 from tasks.jobs.statement import Effect, execute, parse
@@ -177,6 +179,103 @@ def test_a_statement_is_over_before_its_interruption_passes(
         signal.signal(signal.SIGINT, before)
     assert connection.info.transaction_status is TransactionStatus.INERROR
     connection.execute("ROLLBACK")
+
+
+class Interrupted(KeyboardInterrupt):
+    """What a signal is made of."""
+
+
+@pytest.fixture
+def interrupt_within(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+    """What is raised, one after the other, within the generators that receive: where no waiting is interrupted."""
+    coming: list[BaseException] = []
+    fetch = generators.fetch
+
+    def interrupted(server: PGconn) -> PQGen[PGresult | None]:
+        result = yield from fetch(server)
+        if coming:
+            raise coming.pop(0)
+        return result
+
+    monkeypatch.setattr(generators, "fetch", interrupted)
+    yield coming
+    assert not coming
+
+
+# Its rows come for days, one by one.
+ENDLESS = "SELECT generate_series(1, 1000000000000)"
+
+
+@pytest.mark.parametrize("interruption", [Interrupted(), SystemExit()])
+def test_a_statement_is_over_also_when_its_receiving_is_interrupted(
+    database: Database, interrupt_within: list[BaseException], interruption: BaseException
+) -> None:
+    """psycopg's own care is for a KeyboardInterrupt, and has no generator left to receive with."""
+    connection = database.connect()
+    connection.execute("BEGIN")
+    interrupt_within.append(interruption)
+    with pytest.raises(type(interruption)) as caught:
+        execute(connection, ENDLESS)
+    assert caught.value is interruption
+    assert connection.info.transaction_status is TransactionStatus.INERROR
+    connection.execute("ROLLBACK")
+    assert execute(connection, "SELECT 1").first == 1
+
+
+def test_another_interruption_passes_at_once(
+    database: Database, interrupt_within: list[BaseException]
+) -> None:
+    """Nobody receives what was being cancelled: the connection is closed, and the server ends it by that."""
+
+    class Another(Interrupted):
+        pass
+
+    connection = database.connect()
+    connection.execute("BEGIN")
+    interrupt_within += [Interrupted(), Another()]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        execute(connection, ENDLESS)
+    assert caught.type is Another
+    assert connection.closed
+
+
+UNCANCELLABLE = """
+DO $$ BEGIN
+    LOOP
+        BEGIN
+            PERFORM pg_sleep(30);
+        EXCEPTION WHEN query_canceled THEN
+            NULL;
+        END;
+    END LOOP;
+END $$
+"""
+
+
+def test_a_statement_that_does_not_end_is_given_up_with_its_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg waits five seconds for it where it does; here the sending is interrupted, and the waiting is ours."""
+    connection = database.connect()
+    connection.execute("BEGIN")
+    watcher = database.connect()
+    send = generators.send
+
+    def interrupted(server: PGconn) -> PQGen[None]:
+        yield from send(server)
+        wait_until(
+            lambda: watcher.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall()
+        )
+        raise SystemExit
+
+    monkeypatch.setattr(generators, "send", interrupted)
+    backend = connection.info.backend_pid
+    try:
+        with pytest.raises(SystemExit):
+            execute(connection, UNCANCELLABLE)
+        assert connection.closed
+    finally:
+        watcher.execute("SELECT pg_terminate_backend(%s)", [backend])
 
 
 def test_parsing_executes_nothing(connection: psycopg.Connection[Any]) -> None:

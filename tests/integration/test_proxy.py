@@ -127,14 +127,14 @@ def test_a_stall_in_one_direction_lets_the_other_pass(
 
 
 def test_a_delay(proxy: Proxy, client: socket.socket) -> None:
-    proxy.delay(0.15)
+    proxy.delay(0.5)
     began = time.monotonic()
     said(client, b"later")
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 1
     proxy.flow()
     began = time.monotonic()
     said(client, b"now")
-    assert time.monotonic() - began < 0.15
+    assert time.monotonic() - began < 0.5
 
 
 def test_refusing_leaves_what_is_there(proxy: Proxy, client: socket.socket) -> None:

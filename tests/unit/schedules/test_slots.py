@@ -231,10 +231,10 @@ def test_fast_enough_to_ask_for_every_view_at_every_tick() -> None:
     """Budget: 100 µs a call; the bound is loose because a test machine is busy."""
     moment = utc(2026, 5, 5, 12, 3)
     next_slot("*/5 * * * *", NEW_YORK, moment)
-    began = time.perf_counter()
+    began = time.thread_time()
     for minutes in range(300):
         next_slot("*/5 * * * *", NEW_YORK, moment + timedelta(minutes=minutes))
-    assert (time.perf_counter() - began) / 300 < 0.001
+    assert (time.thread_time() - began) / 300 < 0.001
 
 
 def test_gaps_of_an_expression() -> None:

@@ -154,18 +154,22 @@ def test_rows_are_not_kept(database: Database) -> None:
     assert grown_kib < 10_000
 
 
+def sleeping(watcher: psycopg.Connection[Any], backend: int) -> bool:
+    """Whether the server executes what a session has sent, as far as its pg_sleep()."""
+    query = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    return bool(watcher.execute(query, [backend]).fetchall())
+
+
 def test_a_statement_is_over_before_its_interruption_passes(
     database: Database,
 ) -> None:
     """Cancelled in the server and received to its end: the transaction can be rolled back, and need not be given up."""
     connection = database.connect()
     connection.execute("BEGIN")
-    watcher = database.connect()
+    watcher, backend = database.connect(), connection.info.backend_pid
 
     def interrupt() -> None:
-        wait_until(
-            lambda: watcher.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall()
-        )
+        wait_until(lambda: sleeping(watcher, backend))
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -258,18 +262,15 @@ def test_a_statement_that_does_not_end_is_given_up_with_its_connection(
     """psycopg waits five seconds for it where it does; here the sending is interrupted, and the waiting is ours."""
     connection = database.connect()
     connection.execute("BEGIN")
-    watcher = database.connect()
+    watcher, backend = database.connect(), connection.info.backend_pid
     send = generators.send
 
     def interrupted(server: PGconn) -> PQGen[None]:
         yield from send(server)
-        wait_until(
-            lambda: watcher.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall()
-        )
+        wait_until(lambda: sleeping(watcher, backend))
         raise SystemExit
 
     monkeypatch.setattr(generators, "send", interrupted)
-    backend = connection.info.backend_pid
     try:
         with pytest.raises(SystemExit):
             execute(connection, UNCANCELLABLE)

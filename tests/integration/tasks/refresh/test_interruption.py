@@ -24,6 +24,7 @@ from fleet.postgres.migrations import migrate
 from tasks import interruption
 from tasks.base import Runtime
 from tasks.interruption import CANCEL, STOP, TIME_IS_UP
+from tasks.refresh import holding
 from tasks.refresh.execute import REFRESH_VIEW
 from tasks.refresh.tasks import RefreshView
 from tests import servers
@@ -148,7 +149,8 @@ def test_stopped_in_the_middle_of_the_statement(child: Child) -> None:
     sender.join()
     run = child.run(run_id)
     assert (run.state, run.attempt, run.error) == (State.WAITING, 0, None)
-    assert child.sessions() == []
+    # A session that was closed frees its locks before the server strikes it off its list.
+    wait_until(lambda: child.sessions() == [])
     wait_until(lambda: child.locks() == 0)
     # Due at once: the reaper rings for it at its next look.
     assert [due.id for due in ledger.ring_due(child.system.connection)] == [run_id]
@@ -203,7 +205,8 @@ def test_interrupted_while_an_upstream_view_is_brought_up(
     wait_until(lambda: child.locks() == 0)
 
 
-def test_stopped_while_it_waits_for_a_lock(child: Child) -> None:
+def test_stopped_while_it_waits_for_a_lock(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "BUSY_WAIT_S", 60.0)
     oid = child.system.scalar("SELECT 'public.base'::regclass::oid")
     with child.system.database.connect() as busy:
         assert locks.try_acquire(busy, locks.relation_key(oid))
@@ -211,8 +214,8 @@ def test_stopped_while_it_waits_for_a_lock(child: Child) -> None:
         sender = send_when(STOP, lambda: child.run(run_id).state == State.RUNNING)
         began = time.monotonic()
         assert child.work_on(run_id)["reason"] == "its worker was stopped"
-        # It would have polled for three seconds.
-        assert time.monotonic() - began < 2
+        # It would have polled for a minute.
+        assert time.monotonic() - began < 20
         sender.join()
     assert child.run(run_id).attempt == 0
 

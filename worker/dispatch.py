@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 import structlog
-from celery import bootsteps
 from redis import Redis, RedisError
 
 from fleet import settings
@@ -27,6 +26,7 @@ from tasks.base import Runtime
 from tasks.refresh import debounce
 from tasks.refresh.announce import Announcer
 from tasks.refresh.dispatch import UNKNOWN_KEPT, Dispatcher, Look, tell_unknown
+from worker.watching import ThreadPerDatabase
 
 log = structlog.get_logger(__name__)
 
@@ -40,32 +40,14 @@ SWEEP_S = 5.0
 PAUSE_S = 2.0
 
 
-class Dispatch(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
-    """Starts and stops the watching threads with the worker."""
+class Dispatch(ThreadPerDatabase):
+    """The dispatcher's threads, which start and stop with the worker."""
 
-    requires = ("celery.worker.components:Pool",)
+    thread_name = "dispatch"
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def start(self, worker: Any) -> None:
-        """One thread per kept database."""
-        runtime: Runtime = worker.app.runtime
-        for database in runtime.settings.databases.values():
-            watch = Watch(worker.app, database, self._stop)
-            thread = threading.Thread(target=watch.run, name=f"dispatch-{database.name}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def stop(self, worker: Any) -> None:
-        """Make no more runs: a worker that is going must not take new work."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
-
-    terminate = stop
+    def watch(self, app: Any, database: settings.Database, stop: threading.Event) -> Watch:
+        """Watch one database."""
+        return Watch(app, database, stop)
 
 
 class Away:

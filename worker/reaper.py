@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 import structlog
-from celery import bootsteps
 from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 
@@ -23,10 +22,10 @@ from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
 from schedules.bell import ring
 from schedules.expiry import end_expired
-from tasks.base import Runtime
 from tasks.refresh.promotion import REFRESH_ALL, refresh_what_is_of_another_timeline
 from tasks.refresh.view import manage
 from worker.queues import waiting_bells
+from worker.watching import ThreadPerDatabase
 
 log = structlog.get_logger(__name__)
 
@@ -38,32 +37,14 @@ PAUSE_S = 2.0
 MOST_OVERDUE = 2000
 
 
-class Reaper(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
-    """Starts and stops the watching threads with the worker."""
+class Reaper(ThreadPerDatabase):
+    """The reaper's threads, which start and stop with the worker."""
 
-    requires = ("celery.worker.components:Pool",)
+    thread_name = "reaper"
 
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def start(self, worker: Any) -> None:
-        """One thread per kept database: one that is away holds up no other."""
-        runtime: Runtime = worker.app.runtime
-        for database in runtime.settings.databases.values():
-            watch = Watch(worker.app, database, self._stop)
-            thread = threading.Thread(target=watch.run, name=f"reaper-{database.name}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def stop(self, worker: Any) -> None:
-        """Stop ringing: a worker that is going must not take new work."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
-
-    terminate = stop
+    def watch(self, app: Any, database: settings.Database, stop: threading.Event) -> Watch:
+        """Watch one database."""
+        return Watch(app, database, stop)
 
 
 class Watch:

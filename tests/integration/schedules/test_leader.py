@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from fleet import ledger, settings
 from fleet.ledger import NewRun, Run
 from schedules import due as judging
+from schedules import inserting, state
 from schedules import leader as leading
-from schedules import state
 from schedules.due import MOST_MISSED
 from schedules.entries import Entry
 from schedules.leader import Leader
@@ -208,7 +208,7 @@ def test_a_long_outage_is_written_down_beside_the_clock(schedule: Schedule, monk
 
     monkeypatch.setattr(judging, "latest_slot", slowly)
     monkeypatch.setattr(leading, "SILENCE", "1s")
-    monkeypatch.setattr(leading, "ROWS", 150)
+    monkeypatch.setattr(inserting, "ROWS", 150)
     entries = [entry(f"tier_{n}") for n in range(8)]
     schedule.known(*entries, ago=timedelta(days=30))
     with structlog.testing.capture_logs() as said:
@@ -608,7 +608,7 @@ def lines_of_a_tick(victim: Leader, signalled_at: int) -> int:
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal seen
-        if not frame.f_code.co_filename.endswith(("leader.py", "threading.py", "queue.py")):
+        if not frame.f_code.co_filename.endswith(("leader.py", "inserting.py", "threading.py", "queue.py")):
             return None
         if event == "line":
             seen += 1

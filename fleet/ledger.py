@@ -98,34 +98,6 @@ class Inserted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewEvent:
-    """Requests of writers for one target, to be put into one run.
-
-    `arguments`: what the requests are limited to, as lists; a part that is not there is not limited.
-    `unhurried`: no run is wanted while another event run of the target is open.
-    """
-
-    task: str
-    target: str
-    queue: str
-    arguments: Mapping[str, Any]
-    max_attempts: int
-    requested_by: str
-    unhurried: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TakenIn:
-    """A queued run that stands for requests of writers; `created`: it was not there before."""
-
-    id: int
-    task: str
-    target: str
-    queue: str
-    created: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """One row of upkeep.run."""
 
@@ -219,34 +191,6 @@ def insert_all(connection: psycopg.Connection[Any], new: Iterable[NewRun], *, wo
         return cursor.execute(
             _text("insert_runs"), {"runs": Jsonb(runs, dumps=_dumps), "worker": worker}
         ).fetchall()
-
-
-def insert_events(connection: psycopg.Connection[Any], new: Iterable[NewEvent]) -> list[TakenIn]:
-    """Put requests of writers into the queue in one statement: a run for each target, or into the one that is there.
-
-    A run that waits takes them in silently; those that are queued now, new or not, are returned.
-    """
-    events = [asdict(each) for each in sorted(new, key=lambda each: (each.task, each.target))]
-    with connection.cursor(row_factory=class_row(TakenIn)) as cursor:
-        return cursor.execute(_text("insert_events"), {"events": Jsonb(events)}).fetchall()
-
-
-def join_waiting_event(connection: psycopg.Connection[Any], run: Run) -> tuple[int, datetime] | None:
-    """Give what an event run was asked for to another one of its target that waits: its id, and until when it does."""
-    row = _one(
-        connection,
-        "join_waiting_event",
-        id=run.id,
-        task=run.task,
-        target=run.target,
-        arguments=Jsonb(run.arguments),
-    )
-    return None if row is None else (int(row["id"]), row["not_before"])
-
-
-def last_event(connection: psycopg.Connection[Any], *, task: str, target: str) -> Run | None:
-    """The last event run of a target that was not skipped."""
-    return _run(connection, "last_event", task=task, target=target)
 
 
 @contextmanager

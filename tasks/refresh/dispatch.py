@@ -15,9 +15,10 @@ import psycopg
 import structlog
 from redis import Redis
 
-from fleet import ledger, redaction, settings
+from fleet import events, ledger, redaction, settings
 from fleet.errors import PermanentError
-from fleet.ledger import NewEvent, NewRun, State, TakenIn
+from fleet.events import NewEvent, TakenIn
+from fleet.ledger import NewRun, State
 from tasks.performing import describe
 from tasks.refresh import debounce, requests
 from tasks.refresh.execute import REFRESH_VIEW
@@ -103,11 +104,11 @@ class Dispatcher:
             due = [(mark, each.view) for mark, each in asked if each.view is not None and each.due_in <= 0]
             if due:
                 limits = debounce.read_limits(redis, name, [mark.view for mark, _ in due])
-                events = [
+                new = [
                     self._event(view, arguments, by="a writer")
                     for (_, view), arguments in zip(due, limits, strict=True)
                 ]
-                created += self._insert(connected(), events)
+                created += self._insert(connected(), new)
                 debounce.clear(redis, name, [mark for mark, _ in due])
             waiting += [each.due_in for _, each in asked if each.view is not None and each.due_in > 0]
         return Look(created=tuple(created), next_in=min(waiting, default=None))
@@ -119,7 +120,7 @@ class Dispatcher:
             psycopg.Error: as the server said it.
         """
         waiting: list[float] = []
-        events: list[NewEvent] = []
+        new: list[NewEvent] = []
         for row in requests.read_waiting(connection):
             each = judge(
                 self._database,
@@ -136,10 +137,10 @@ class Dispatcher:
             if row.view != str(each.view.name):
                 requests.rename(connection, row.view, each.view.name)
             if each.due_in <= 0:
-                events.append(self._event(each.view, NOTHING_ELSE, by="a writer", unhurried=True))
+                new.append(self._event(each.view, NOTHING_ELSE, by="a writer", unhurried=True))
             else:
                 waiting.append(each.due_in)
-        created = self._insert(connection, events) if events else []
+        created = self._insert(connection, new) if new else []
         return Look(created=tuple(created), next_in=min(waiting, default=None))
 
     def _event(
@@ -155,16 +156,16 @@ class Dispatcher:
             unhurried=unhurried,
         )
 
-    def _insert(self, connection: psycopg.Connection[Any], events: list[NewEvent]) -> list[TakenIn]:
+    def _insert(self, connection: psycopg.Connection[Any], new: list[NewEvent]) -> list[TakenIn]:
         # Two ways to write one name are one view, and one statement may not touch a row twice.
         first: dict[str, NewEvent] = {}
         again: list[NewEvent] = []
-        for event in events:
+        for event in new:
             if first.setdefault(event.target, event) is not event:
                 again.append(event)
-        taken = ledger.insert_events(connection, first.values())
+        taken = events.insert(connection, first.values())
         for event in again:
-            taken += ledger.insert_events(connection, [event])
+            taken += events.insert(connection, [event])
         return [each for each in taken if each.created]
 
     def _tell_unknown(self, connected: Callable[[], psycopg.Connection[Any]], asked: Asked) -> None:

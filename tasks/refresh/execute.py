@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import structlog
 
-from fleet import ledger, settings
+from fleet import events, ledger, settings
 from fleet.ledger import NewRun, Run, State
 from fleet.names import RelationName
 from fleet.postgres import locks
@@ -112,10 +112,10 @@ class Refresher:
         self, run: Run, subjects: Mapping[RelationName, Subject], name: RelationName, server: Server
     ) -> Outcome | None:
         """Why an event's refresh is not to begin now: another one waits already, or the last one has just failed."""
-        joined = ledger.join_waiting_event(self.connection, run)
+        joined = events.join_waiting(self.connection, run)
         if joined is not None:
             return Skip(reason=f"run {joined[0]} takes its requests in")
-        last = ledger.last_event(self.connection, task=run.task, target=run.target)
+        last = events.last(self.connection, task=run.task, target=run.target)
         if last is None or last.finished_at is None:
             return None
         state = subjects[name].state

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleet import ledger
+from fleet import events, ledger
 from fleet.ledger import State
 from tasks.refresh import debounce, requests
 from tasks.refresh.announce import Announcer
@@ -64,7 +64,7 @@ def of_dispatcher(*_: object, **__: object) -> str:
 
 
 # The dispatcher of a worker: by the worker's name.
-stops(ledger, "insert_events", of_dispatcher, before="due", after="inserted")
+stops(events, "insert", of_dispatcher, before="due", after="inserted")
 stops(debounce, "clear", lambda redis, database, marks: list(marks) and of_dispatcher(), after="cleared")
 # A pool child: by its view.
 stops(Refresher, "refresh", lambda self, run, name: name, before="begun")

@@ -8,8 +8,9 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from fleet import ledger
-from fleet.ledger import NewEvent, State
+from fleet import events, ledger
+from fleet.events import NewEvent
+from fleet.ledger import State
 from fleet.postgres.connect import connect
 from tasks.refresh import execute, requests, statement
 from tasks.refresh.dispatch import NOTHING_ELSE, Dispatcher
@@ -292,8 +293,8 @@ class TestUpstream:
 
 class TestRuns:
     def test_one_waits_while_one_works_and_no_third(self, system):
-        first = ledger.insert_events(system.connection, [event(keys=[1])])
-        again = ledger.insert_events(system.connection, [event(keys=[2, 1])])
+        first = events.insert(system.connection, [event(keys=[1])])
+        again = events.insert(system.connection, [event(keys=[2, 1])])
         assert [(a.id, a.created) for a in first + again] == [(first[0].id, True), (first[0].id, False)]
         with (
             connect(system.database.url, application_name="upkeep/other") as other,
@@ -301,33 +302,33 @@ class TestRuns:
         ):
             assert run is not None
             assert run.arguments == {"keys": [1, 2]}
-            second = ledger.insert_events(system.connection, [event(keys=[3])])
+            second = events.insert(system.connection, [event(keys=[3])])
             assert [a.created for a in second] == [True]
-            assert [a.created for a in ledger.insert_events(system.connection, [event(keys=[4])])] == [False]
+            assert [a.created for a in events.insert(system.connection, [event(keys=[4])])] == [False]
         assert ledger.get(system.connection, second[0].id).arguments == {"keys": [3, 4]}
 
     def test_a_request_without_limits_lifts_them(self, system):
-        [taken] = ledger.insert_events(system.connection, [event(**NOTHING_ELSE)])
-        ledger.insert_events(system.connection, [event(parameters=[{"id": 1}])])
+        [taken] = events.insert(system.connection, [event(**NOTHING_ELSE)])
+        events.insert(system.connection, [event(parameters=[{"id": 1}])])
         assert ledger.get(system.connection, taken.id).arguments == {"parameters": [{"id": 1}]}
-        ledger.insert_events(system.connection, [event()])
+        events.insert(system.connection, [event()])
         assert ledger.get(system.connection, taken.id).arguments == {}
 
     def test_new_requests_join_a_run_that_waits_and_do_not_shorten_its_wait(self, system):
-        [taken] = ledger.insert_events(system.connection, [event(keys=[1])])
+        [taken] = events.insert(system.connection, [event(keys=[1])])
         with ledger.claim(system.connection, taken.id, worker="t"):
             ledger.hand_back(
                 system.connection, taken.id, wait=timedelta(minutes=1), reason="failed", counts=True
             )
         before = ledger.get(system.connection, taken.id).not_before
-        assert ledger.insert_events(system.connection, [event(keys=[2])]) == []
+        assert events.insert(system.connection, [event(keys=[2])]) == []
         after = ledger.get(system.connection, taken.id)
         assert (after.not_before, after.arguments) == (before, {"keys": [1, 2]})
 
     def test_one_that_was_queued_meanwhile_joins_the_one_that_failed(self, system):
-        [first] = ledger.insert_events(system.connection, [event(keys=[1])])
+        [first] = events.insert(system.connection, [event(keys=[1])])
         with ledger.claim(system.connection, first.id, worker="t"):
-            [second] = ledger.insert_events(system.connection, [event(keys=[2])])
+            [second] = events.insert(system.connection, [event(keys=[2])])
             ledger.hand_back(
                 system.connection, first.id, wait=timedelta(minutes=1), reason="failed", counts=True
             )
@@ -337,17 +338,17 @@ class TestRuns:
 
     def test_as_of_is_read_after_the_claim(self, system):
         system.refresh("public.base")
-        [taken] = ledger.insert_events(system.connection, [event()])
+        [taken] = events.insert(system.connection, [event()])
         # Refreshed after the request, before the claim: what was written in between joined the queued run.
         system.refresh("public.base")
         assert system.deliver(taken.id).state == State.SUCCEEDED
 
     def test_after_it_has_failed_for_good_it_is_left_alone_until_somebody_refreshes_it(self, system):
         system.refresh("public.base")
-        [first] = ledger.insert_events(system.connection, [event()])
+        [first] = events.insert(system.connection, [event()])
         with ledger.claim(system.connection, first.id, worker="t"):
             ledger.finish(system.connection, first.id, State.FAILED, reason="on purpose")
-        [second] = ledger.insert_events(system.connection, [event()])
+        [second] = events.insert(system.connection, [event()])
         paused = system.deliver(second.id)
         assert (paused.state, paused.attempt) == (State.WAITING, 0)
         assert f"run {first.id}, failed" in paused.reason
@@ -357,7 +358,7 @@ class TestRuns:
 
     def test_nobody_waits_for_one_that_waits_for_long(self, system):
         """What is built on a view that is left alone for a while goes on without it."""
-        [taken] = ledger.insert_events(system.connection, [event()])
+        [taken] = events.insert(system.connection, [event()])
         before = system.now() - timedelta(minutes=1)
         asked = {"task": REFRESH_VIEW, "target": "public.base", "as_of": before}
         assert ledger.open_run_for(system.connection, **asked) == taken.id
@@ -373,7 +374,7 @@ class TestRuns:
                 for number in range(50):
                     made.extend(
                         each.created
-                        for each in ledger.insert_events(
+                        for each in events.insert(
                             other, [event(f"public.v{i}", keys=[number]) for i in range(20)]
                         )
                     )

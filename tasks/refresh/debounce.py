@@ -68,18 +68,24 @@ def read_marks(redis: Redis, database: str) -> Marks:
     )
 
 
-def read_limits(redis: Redis, database: str, views: Iterable[str]) -> list[dict[str, Any]]:
-    """What the requests for some views were limited to: keys, parameters; a part that is not there is not limited."""
+def read_limits(redis: Redis, database: str, views: Iterable[str]) -> list[dict[str, Any] | None]:
+    """What the requests for some views were limited to: keys, parameters; a part that is not there is not limited.
+
+    None where the mark is gone: another dispatcher has made a run of it. Its limits went with it, and without
+    them it would look like a request for everything.
+    """
     asked = list(views)
-    with redis.pipeline(transaction=False) as pipeline:
+    with redis.pipeline(transaction=True) as pipeline:
         for view in asked:
+            pipeline.hexists(marking.marks(database), view)
             pipeline.smembers(marking.keys(database, view))
             pipeline.smembers(marking.parameters(database, view))
         answers = pipeline.execute()
-    found = []
-    for keys, parameters in zip(answers[::2], answers[1::2], strict=True):
+    found: list[dict[str, Any] | None] = []
+    for marked, keys, parameters in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
         parts = {"keys": _limit(keys), "parameters": _limit(parameters)}
-        found.append({name: part for name, part in parts.items() if part is not None})
+        limits = {name: part for name, part in parts.items() if part is not None}
+        found.append(limits if marked else None)
     return found
 
 

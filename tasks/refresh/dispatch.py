@@ -107,8 +107,9 @@ class Dispatcher:
                 new = [
                     self._event(view, arguments, by="a writer")
                     for (_, view), arguments in zip(due, limits, strict=True)
+                    if arguments is not None
                 ]
-                created += self._insert(connected(), new)
+                created += self._insert(connected(), new) if new else []
                 debounce.clear(redis, name, [mark for mark, _ in due])
             waiting += [each.due_in for _, each in asked if each.view is not None and each.due_in > 0]
         return Look(created=tuple(created), next_in=min(waiting, default=None))

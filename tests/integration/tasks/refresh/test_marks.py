@@ -116,6 +116,40 @@ class TestMarks:
         assert debounce.clear(broker, "kept", read) == 0
         assert debounce.read_marks(broker, "kept").marks == (moved,)
 
+    def test_a_mark_that_another_dispatcher_has_taken_meanwhile_is_no_request_for_everything(
+        self, system, broker, client, monkeypatch
+    ):
+        client.request_refresh("public.base", parameters={"id": 42})
+        client.request_refresh("public.top", parameters={"id": 43})
+        taken: list[ledger.Run] = []
+
+        def read_limits(*given, original=debounce.read_limits):
+            # It has read the marks as we have, and is through with them before we are.
+            monkeypatch.setattr(debounce, "read_limits", original)
+            Dispatcher(system.settings).look_at_marks(broker, lambda: system.connection)
+            taken.extend(ledger.history(system.connection))
+            client.request_refresh("public.top", parameters={"id": 44})
+            return original(*given)
+
+        def both_due():
+            found = debounce.read_marks(broker, "kept")
+            return all(mark.last_ms + 1 < found.clock_ms for mark in found.marks)
+
+        wait_until(both_due)
+        monkeypatch.setattr(debounce, "read_limits", read_limits)
+
+        def look():
+            return Dispatcher(system.settings).look_at_marks(broker, lambda: system.connection)
+
+        look()
+        assert {run.target: run.arguments["parameters"] for run in taken} == {
+            "public.base": [{"id": 42}],
+            "public.top": [{"id": 43}],
+        }
+        wait_until(lambda: look() and not marks(broker), message="the end of the last mark")
+        found = {run.target: run.arguments["parameters"] for run in ledger.history(system.connection)}
+        assert found == {"public.base": [{"id": 42}], "public.top": [{"id": 43}, {"id": 44}]}
+
     def test_nothing_is_due_before_its_delay(self, system, broker, client):
         client.request_refresh("public.keyless")
         look = Dispatcher(system.settings).look_at_marks(broker, lambda: pytest.fail("nothing is due"))

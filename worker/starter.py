@@ -23,7 +23,8 @@ from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.queries import load
 from fleet.settings.reading import RESERVED_VARIABLES
-from worker.doctor import may_refresh_remedy, quoted
+from worker.doctor import quoted
+from worker.doctor_views import may_refresh_remedy
 
 _sql = load("worker", "starter.sql")
 

@@ -27,7 +27,8 @@ from tasks.refresh.view import missing
 from worker.app import app
 from worker.cli import output
 from worker.cli.options import ON_A_STANDBY, connection
-from worker.doctor import Level, in_the_way
+from worker.doctor import Level
+from worker.doctor_views import in_the_way
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from worker import doctor as judging
 from worker.cli import options, output
 from worker.doctor import About, Facts, Finding, Level, Skew
 from worker.doctor_triggers import judge_triggers
+from worker.doctor_views import judge_view
 
 _sql = load("worker", "doctor.sql")
 
@@ -216,7 +217,7 @@ def _views(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
             yield About(database.name, str(name)).error(error.message, error.remedy)
             continue
         view = found[name]
-        yield from judging.judge_view(
+        yield from judge_view(
             database.name,
             view,
             definitions.get(view.oid),

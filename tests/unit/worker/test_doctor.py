@@ -14,7 +14,7 @@ from fleet.postgres.addresses import Address
 from fleet.postgres.catalog.definition import Definition, DefinitionClass
 from fleet.postgres.catalog.server import Server
 from fleet.postgres.catalog.views import MaterializedView
-from worker import doctor
+from worker import doctor, doctor_views
 from worker.doctor import Facts, Finding, Level, Skew
 
 FACTS = Facts(
@@ -55,7 +55,7 @@ def judged(
     view: MaterializedView = VIEW, definition: Definition = DEFINITION, **changes: Any
 ) -> list[Finding]:
     given: dict[str, Any] = {"facts": FACTS, "version_num": 180_000, "allow_blocking": False, **changes}
-    return doctor.judge_view("lending", view, definition, **given)
+    return doctor_views.judge_view("lending", view, definition, **given)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_order_is_advised_for_large_views_that_lack_it(
 
 
 def test_a_definition_that_could_not_be_read_does_not_hide_the_rest() -> None:
-    (finding,) = doctor.judge_view(
+    (finding,) = doctor_views.judge_view(
         "lending",
         replace(VIEW, populated=False),
         None,

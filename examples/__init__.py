@@ -42,6 +42,15 @@ def copy_rows(
             copy.write(block)
 
 
+def continue_numbering(conn: psycopg.Connection[Any], table: sql.Identifier) -> None:
+    """Let the identity column `id` go on after the loaded ids, which COPY did not take from it."""
+    cursor(conn).execute(
+        sql.SQL("SELECT setval(pg_get_serial_sequence({name}, 'id'), max(id)) FROM {table}").format(
+            name=sql.Literal(table.as_string()), table=table
+        )
+    )
+
+
 def refresh(conn: psycopg.Connection[Any], views: Iterable[str]) -> None:
     """Populate views in the order given, plainly: nobody reads them yet."""
     for view in views:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from examples import copy_rows, cursor, refresh, run_script
+from examples import continue_numbering, copy_rows, cursor, refresh, run_script
 from examples.lending import generate
 from examples.lending.traffic import Written, touch_all, write
 
@@ -118,13 +118,4 @@ def _load(conn: psycopg.Connection[Any], volume: generate.Volume, *, seed: int, 
     )
     for name, columns, rows in tables:
         copy_rows(conn, sql.Identifier("public", name), columns.split(), rows)
-        _continue_numbering(conn, name)
-
-
-def _continue_numbering(conn: psycopg.Connection[Any], table: str) -> None:
-    """Let the identity column go on after the loaded ids, which COPY did not take from it."""
-    cursor(conn).execute(
-        sql.SQL("SELECT setval(pg_get_serial_sequence({name}, 'id'), max(id)) FROM {table}").format(
-            name=sql.Literal(f"public.{table}"), table=sql.Identifier("public", table)
-        )
-    )
+        continue_numbering(conn, sql.Identifier("public", name))

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from examples import copy_rows, cursor, refresh, run_script
+from examples import continue_numbering, copy_rows, cursor, refresh, run_script
 from examples.lp import generate
 from examples.lp.traffic import Written, touch_all, write
 
@@ -116,13 +116,4 @@ def _load(conn: psycopg.Connection[Any], book: generate.Book) -> None:
         "lp_reports",
         "fund_nav_snapshots",
     ):
-        _continue_numbering(conn, name)
-
-
-def _continue_numbering(conn: psycopg.Connection[Any], table: str) -> None:
-    """Let the identity column go on after the loaded ids, which were not taken from it."""
-    cursor(conn).execute(
-        sql.SQL("SELECT setval(pg_get_serial_sequence({name}, 'id'), max(id)) FROM {table}").format(
-            name=sql.Literal(f"public.{table}"), table=sql.Identifier("public", table)
-        )
-    )
+        continue_numbering(conn, sql.Identifier("public", name))

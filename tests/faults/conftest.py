@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.faults.events import Overlaps, Writers
+from tests.processes import Kept
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
 
@@ -61,3 +63,20 @@ def broker() -> Iterator[EmbeddedRedis]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the module's processes write."""
     return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="module")
+def writers(kept: Kept, broker: EmbeddedRedis) -> Iterator[Writers]:
+    """Applications that write to the module's database, which is its own fixture `kept`."""
+    made = Writers(kept=kept, redis_url=broker.url())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def overlaps(kept: Kept) -> Iterator[Overlaps]:
+    """A look, all the while, for two sessions that refresh one view."""
+    watching = Overlaps(kept.database.url)
+    watching.start()
+    yield watching
+    watching.close()

@@ -45,6 +45,7 @@ import sys, time
 from pathlib import Path
 
 import psycopg
+from tests.waiting import wait_until
 from upkeep_client import Upkeep
 
 postgres, broker, gate, writes, wrong_by = sys.argv[1:]
@@ -53,8 +54,7 @@ time.time = lambda: real() + float(wrong_by)
 time.time_ns = lambda: int(time.time() * 1e9)
 with psycopg.connect(postgres, autocommit=True) as connection, Upkeep(broker, on_error="raise") as upkeep:
     print("ready", file=sys.stderr, flush=True)
-    while not Path(gate).exists():
-        time.sleep(0.01)
+    wait_until(Path(gate).exists, 60, "the gate")
     for _ in range(int(writes)):
         connection.execute("INSERT INTO public.t_burst DEFAULT VALUES")
         upkeep.request_refresh("public.burst", database="kept")

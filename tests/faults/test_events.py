@@ -93,21 +93,6 @@ def workers(upkeep: Fleet, stops: Stops) -> list[Process]:
     return [each.wait_ready() for each in started]
 
 
-@pytest.fixture(scope="module")
-def writers(kept: Kept, broker: EmbeddedRedis) -> Iterator[Writers]:
-    made = Writers(kept=kept, redis_url=broker.url())
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def overlaps(kept: Kept) -> Iterator[Overlaps]:
-    watching = Overlaps(kept.database.url)
-    watching.start()
-    yield watching
-    watching.close()
-
-
 @pytest.fixture(autouse=True)
 def _one_refresh_of_a_view_at_a_time(overlaps: Overlaps, workers: list[Process]) -> Iterator[None]:
     yield

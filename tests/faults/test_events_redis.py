@@ -67,21 +67,6 @@ def worker(upkeep: Fleet) -> Process:
     return upkeep.worker().wait_ready()
 
 
-@pytest.fixture(scope="module")
-def writers(kept: Kept, broker: EmbeddedRedis, worker: Process) -> Iterator[Writers]:
-    made = Writers(kept=kept, redis_url=broker.url())
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def overlaps(kept: Kept) -> Iterator[Overlaps]:
-    watching = Overlaps(kept.database.url)
-    watching.start()
-    yield watching
-    watching.close()
-
-
 @pytest.fixture(autouse=True)
 def _one_refresh_of_a_view_at_a_time(overlaps: Overlaps, worker: Process) -> Iterator[None]:
     yield

@@ -152,7 +152,10 @@ def test_a_burst_over_a_running_refresh_is_one_more(workers: list[Process], writ
     assert first.result is not None
     # One over all that came while it ran; two, where this machine took longer for that than a refresh does.
     assert 1 <= len(more) <= 2
-    assert len(writers.events("slow")) == 1 + len(more)
+    # A dispatcher that had read the mark when another one's run was begun makes one that finds nothing to do.
+    rest = [run for run in writers.events("slow") if run.state != State.SUCCEEDED]
+    assert all(run.state == State.SKIPPED for run in rest), rest
+    assert len(rest) <= len(more) * (len(workers) - 1)
 
 
 def test_writes_that_never_end_are_refreshed_all_the_same(workers: list[Process], writers: Writers) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from benchmarks.bench import measured
 from benchmarks.clock import batch, idle, lateness, recovery, takeover
 from benchmarks.clock.bench import Bench
-from benchmarks.parts import QUICK_S, by_name, measure
+from benchmarks.parts import by_name
 from benchmarks.report import Report
-from benchmarks.stage import Stage
-from benchmarks.timing import Deadline
 
 _PARTS = by_name(takeover.PART, idle.PART, lateness.PART, batch.PART, recovery.PART)
 PARTS: Sequence[str] = tuple(_PARTS)
@@ -24,9 +23,5 @@ POSTGRES_SETTINGS = {"track_commit_timestamp": "on"}
 
 def run(*, quick: bool, parts: Sequence[str], say: Callable[[str], None]) -> Report:
     """Measure the parts asked for, in their own order."""
-    deadline = Deadline.after(QUICK_S if quick else None)
-    with Stage(say, postgres_settings=POSTGRES_SETTINGS) as stage:
-        report = stage.report("clock", quick=quick)
-        with Bench(stage=stage, report=report, quick=quick, say=say) as bench:
-            measure([part for name, part in _PARTS.items() if name in parts], bench, deadline)
-    return report
+    chosen = [part for name, part in _PARTS.items() if name in parts]
+    return measured("clock", Bench, chosen, quick=quick, say=say, postgres_settings=POSTGRES_SETTINGS)

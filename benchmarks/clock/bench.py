@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +14,10 @@ import psycopg
 import redis
 from psycopg.rows import class_row
 
+from benchmarks import bench
 from benchmarks.clock import peer
 from benchmarks.clock.processes import Crew, Process
-from benchmarks.report import Report
-from benchmarks.stage import Place, Stage, clean_environment
+from benchmarks.stage import Place, clean_environment
 from fleet import settings
 from schedules import state
 from schedules.entries import Entry, entries
@@ -117,20 +116,8 @@ class Pair:
 
 
 @dataclass(kw_only=True)
-class Bench:
-    """One run; a context manager, because processes and connections must end with it."""
-
-    stage: Stage
-    report: Report
-    quick: bool
-    say: Callable[[str], None]
-    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exits.close()
+class Bench(bench.Bench):
+    """The stage, schedules of as many entries as a part wants, and peers."""
 
     @property
     def floor_s(self) -> float:
@@ -146,7 +133,7 @@ class Bench:
         declared = entries(loaded)
         return Clock(
             place=place,
-            connection=self.connection(place),
+            connection=self.fleet(place),
             crew=self.crew("worker.app", environment),
             broker=self.client(environment["UPKEEP_REDIS_URL"]),
             entries={n: entry for n, entry in declared.items() if entry.label.startswith("schedule.")},
@@ -166,28 +153,14 @@ class Bench:
             peer.CELERY: json.dumps(celery or {}),
         }
         crew = Crew(app="benchmarks.clock.peer", folder=folder, environment=environment)
-        self._exits.callback(crew.close)
+        self.exits.callback(crew.close)
         return crew, self.client(environment[peer.BROKER])
 
     def crew(self, app: str, environment: Mapping[str, str]) -> Crew:
         """Processes that are gone when the run ends."""
         crew = Crew(app=app, folder=Path(environment["UPKEEP_CONFIG"]).parent, environment=environment)
-        self._exits.callback(crew.close)
+        self.exits.callback(crew.close)
         return crew
-
-    def connection(self, place: Place) -> psycopg.Connection[Any]:
-        """The fleet's role, looking on."""
-        return self._exits.enter_context(place.fleet())
-
-    def owner(self, place: Place) -> psycopg.Connection[Any]:
-        """The application."""
-        return self._exits.enter_context(place.owner())
-
-    def client(self, url: str) -> redis.Redis:
-        """A look into a broker."""
-        client = redis.Redis.from_url(url)
-        self._exits.callback(client.close)
-        return client
 
     @cached_property
     def idle_clock(self) -> Clock:

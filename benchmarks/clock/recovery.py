@@ -153,7 +153,7 @@ class _Ours:
         with place.owner() as application:
             application.execute(_SCHEMA)
         bench.stage.migrate(place)
-        self._connection = bench.connection(place)
+        self._connection = bench.fleet(place)
         self._application = bench.owner(place)
         environment = bench.stage.environment(
             "recovery", configuration([(place, {VIEW: "five_minutes"})], concurrency=1), [place]

@@ -5,18 +5,15 @@ Starting a worker takes seconds, so all parts use the same one; each has databas
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import psycopg
 import redis
 from psycopg import sql
 
-from benchmarks.report import Report
-from benchmarks.stage import OWNER, Place, Stage, WorkerProcess
+from benchmarks import bench
+from benchmarks.stage import OWNER, Place, WorkerProcess
 from tasks.refresh import trigger_ddl
 
 PROCESSES = 2
@@ -69,20 +66,8 @@ CREATE UNIQUE INDEX {key} ON {view} (id);
 
 
 @dataclass(kw_only=True)
-class Bench:
-    """One run; a context manager, because processes and connections must end with it."""
-
-    stage: Stage
-    report: Report
-    quick: bool
-    say: Callable[[str], None]
-    exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.exits.close()
+class Bench(bench.Bench):
+    """The databases that the parts write to, and one worker for all of them."""
 
     @cached_property
     def base(self) -> Place:
@@ -160,20 +145,6 @@ class Bench:
     def broker(self) -> redis.Redis:
         """A look into it."""
         return self.client(self.broker_url)
-
-    def client(self, url: str) -> redis.Redis:
-        """A look into a broker."""
-        client = redis.Redis.from_url(url)
-        self.exits.callback(client.close)
-        return client
-
-    def fleet(self, place: Place) -> psycopg.Connection[Any]:
-        """The fleet's role, looking on."""
-        return self.exits.enter_context(place.fleet())
-
-    def owner(self, place: Place) -> psycopg.Connection[Any]:
-        """The application."""
-        return self.exits.enter_context(place.owner())
 
 
 def unattended_views() -> Sequence[str]:

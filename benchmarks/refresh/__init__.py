@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.parts import QUICK_S, by_name, measure
+from benchmarks.bench import measured
+from benchmarks.parts import by_name
 from benchmarks.refresh import durations, memory, overhead, skip, tiers, waits
 from benchmarks.refresh.bench import Bench
 from benchmarks.report import Report
-from benchmarks.stage import Stage
-from benchmarks.timing import Deadline
 
 _PARTS = by_name(overhead.PART, skip.PART, memory.PART, tiers.PART, durations.PART, waits.PART)
 PARTS: Sequence[str] = tuple(_PARTS)
@@ -20,9 +19,5 @@ PARTS: Sequence[str] = tuple(_PARTS)
 
 def run(*, quick: bool, parts: Sequence[str], say: Callable[[str], None]) -> Report:
     """Measure the parts asked for, in their own order."""
-    deadline = Deadline.after(QUICK_S if quick else None)
-    with Stage(say) as stage:
-        report = stage.report("refresh", quick=quick)
-        with Bench(stage=stage, report=report, quick=quick, say=say) as bench:
-            measure([part for name, part in _PARTS.items() if name in parts], bench, deadline)
-    return report
+    chosen = [part for name, part in _PARTS.items() if name in parts]
+    return measured("refresh", Bench, chosen, quick=quick, say=say)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
+from benchmarks import bench
 from benchmarks.kept import Kept, configuration
-from benchmarks.report import Report
-from benchmarks.stage import Place, Stage, WorkerProcess
+from benchmarks.stage import Place, WorkerProcess
 from benchmarks.timing import Stopwatch
 from examples import lending, trading
 
@@ -38,20 +37,8 @@ CREATE UNIQUE INDEX churning_key ON {CHURNING} (key);
 
 
 @dataclass(kw_only=True)
-class Bench:
-    """One run; a context manager, because the systems hold connections."""
-
-    stage: Stage
-    report: Report
-    quick: bool
-    say: Callable[[str], None]
-    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exits.close()
+class Bench(bench.Bench):
+    """The sample systems, set up when a part asks, and a worker that keeps them."""
 
     @property
     def scale(self) -> float:
@@ -66,7 +53,7 @@ class Bench:
     def kept(self, place: Place) -> Kept:
         """A kept database with a connection that ends with the run."""
         self.stage.migrate(place)
-        return Kept(place=place, connection=self._exits.enter_context(place.fleet()))
+        return Kept(place=place, connection=self.exits.enter_context(place.fleet()))
 
     @cached_property
     def lending(self) -> Pair:
@@ -106,7 +93,7 @@ class Bench:
         places = [(kept.place, views) for kept, views in self.systems]
         config = configuration(places, concurrency=PROCESSES)
         started = self.stage.worker("fleet", config, [p for p, _ in places], concurrency=PROCESSES)
-        return self._exits.enter_context(started)
+        return self.exits.enter_context(started)
 
 
 @dataclass(frozen=True, kw_only=True)

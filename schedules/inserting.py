@@ -19,6 +19,7 @@ import psycopg
 import structlog
 
 from fleet import ledger
+from fleet.errors import UpkeepError
 from fleet.ledger import Inserted, NewRun, State
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import refuse_unless_current
@@ -112,10 +113,14 @@ class Inserter:
                 rest = replace(batch, items=tuple(left))
                 self._answers.put(Answer(database=self._database.name, batch=rest, error=exc))
                 if not self._away:
-                    log.warning(
-                        "schedule.database_away", database=self._database.name, error=str(exc).strip()
-                    )
+                    self._tell(exc)
                 self._away = True
+
+    def _tell(self, exc: Exception) -> None:
+        if isinstance(exc, psycopg.Error | UpkeepError):
+            log.warning("schedule.database_away", database=self._database.name, error=str(exc).strip())
+        else:  # a fault of ours is told with where it happened
+            log.error("schedule.insert_failed", database=self._database.name, exc_info=exc)
 
     def _connect(self) -> psycopg.Connection[Any]:
         """A session that answers: one that broke while it lay there must not make a slot late."""

@@ -13,7 +13,9 @@ UPKEEP = str(Path(sys.executable).with_name("upkeep"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("example", "views"), [("lending", 5), ("lp", 3), ("trading", 3)])
+@pytest.mark.parametrize(
+    ("example", "views"), [("lending", 5), ("lp", 3), ("trading", 3), ("transactions", 1)]
+)
 def test_the_demo_refreshes_every_view_and_ends(example: str, views: int) -> None:
     done = subprocess.run(
         [UPKEEP, "demo", "--example", example, "--duration", "1", "--json"],
@@ -31,7 +33,8 @@ def test_the_demo_refreshes_every_view_and_ends(example: str, views: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [(["--example", "nope"], "lending, lp, trading"), (["--scale", "0"], "above 0")]
+    ("options", "says"),
+    [(["--example", "nope"], "lending, lp, trading, transactions"), (["--scale", "0"], "above 0")],
 )
 def test_a_demo_that_cannot_be_is_refused_at_once(options: list[str], says: str) -> None:
     done = subprocess.run([UPKEEP, "demo", *options], capture_output=True, text=True, timeout=30)

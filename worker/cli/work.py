@@ -138,7 +138,10 @@ $ upkeep demo --example trading --duration 60 --no-ui  [dim]# as in CI[/dim]""",
 )
 def demo(
     example: Annotated[
-        str, typer.Option("--example", metavar="NAME", help="The sample system: lending or trading.")
+        str,
+        typer.Option(
+            "--example", metavar="NAME", help="The sample system: lending, lp, trading or transactions."
+        ),
     ] = "lending",
     scale: Annotated[
         float | None,

@@ -31,13 +31,19 @@ from fleet.errors import UpkeepError
 from fleet.postgres.migrations import migrate
 from worker.demo.live import Board, Row, read_rows
 from worker.demo.processes import Fleet, wait_for_worker
-from worker.demo.sample import EXAMPLES, Example, Writer, application, let_request, prepare
+from worker.demo.sample import (
+    DEFAULT_SCALES,
+    EXAMPLES,
+    Example,
+    Writer,
+    application,
+    let_request,
+    prepare,
+)
 from worker.demo.verdict import Verdict, judge
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
 
-# Up in under a minute after installation, on two cores.
-DEFAULT_SCALE = 0.05
 REDRAW_S = 1.0
 # A terminal gets a live table, a file gets one in this time.
 REPORT_S = 15.0
@@ -77,7 +83,7 @@ def run(
                 chosen,
                 example,
                 folder,
-                scale=DEFAULT_SCALE if scale is None else scale,
+                scale=DEFAULT_SCALES[example] if scale is None else scale,
                 duration=duration,
                 live=live,
                 stopped=stopped,

@@ -8,11 +8,11 @@ from types import ModuleType
 import psycopg
 import pytest
 
-from examples import lending, lp, trading
+from examples import lending, lp, trading, transactions
 from tests import servers
 from worker.embedded.postgres import EmbeddedPostgres
 
-SCALES = {lending: 0.002, lp: 0.002, trading: 0.001}
+SCALES = {lending: 0.002, lp: 0.002, trading: 0.001, transactions: 0.001}
 
 Installed = Callable[[ModuleType], servers.Database]
 
@@ -61,6 +61,11 @@ def lp_system(installed: Installed) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 def trading_system(installed: Installed) -> Iterator[psycopg.Connection]:
     yield from _rolled_back(installed(trading))
+
+
+@pytest.fixture
+def transactions_system(installed: Installed) -> Iterator[psycopg.Connection]:
+    yield from _rolled_back(installed(transactions))
 
 
 def _rolled_back(database: servers.Database) -> Iterator[psycopg.Connection]:

@@ -9,7 +9,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from fleet.names import RelationName
 from fleet.postgres.catalog.definition import read_definitions
+from fleet.postgres.catalog.partitions import read_partitioned
 from fleet.postgres.catalog.reading import read_reading
 from fleet.postgres.catalog.server import read_server
 from fleet.postgres.catalog.sources import read_sources
@@ -29,6 +31,11 @@ def counters(conn: Connection) -> Any:
     return reading.relations, reading.markers
 
 
+def partitions(conn: Connection) -> Any:
+    (found,) = read_partitioned(conn, [RelationName("closed", "Täglich")]).values()
+    return found.oid, found.key, found.partitions
+
+
 READERS: dict[str, Callable[[Connection], Any]] = {
     "views": lambda conn: {
         v.oid: (v.name, v.definition_hash, v.unique_key) for v in read_views(conn).values()
@@ -38,6 +45,7 @@ READERS: dict[str, Callable[[Connection], Any]] = {
     "counters": counters,
     "server": lambda conn: read_server(conn).system_identifier,
     "triggers": read_write_triggers,
+    "partitions": partitions,
 }
 SCHEMA = """
 CREATE SCHEMA closed;
@@ -45,6 +53,9 @@ CREATE TABLE closed."Größe" (id int, "geändert" timestamptz);
 CREATE VIEW closed."Übersicht" AS SELECT id, now() AS "geprüft" FROM closed."Größe";
 CREATE MATERIALIZED VIEW closed."Wöchentlich" AS SELECT id, "geprüft" FROM closed."Übersicht" ORDER BY id;
 CREATE UNIQUE INDEX ON closed."Wöchentlich" (id);
+CREATE TABLE closed."Täglich" ("geändert" timestamptz) PARTITION BY RANGE ("geändert");
+CREATE TABLE closed."Täglich 1" PARTITION OF closed."Täglich"
+    FOR VALUES FROM ('2024-01-01 00:00+00') TO ('2024-01-02 00:00+05');
 CREATE FUNCTION closed.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER upkeep_on_write AFTER INSERT ON closed."Größe" EXECUTE FUNCTION closed.note('closed."Wöchentlich"');
 """

@@ -2,49 +2,419 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 
+from fleet.errors import PermanentError
 from fleet.names import RelationName
-from fleet.postgres.catalog.partitions import Range
+from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range
+from fleet.settings.partitions import PartitionSet
+from tasks.partitions.calendar import Calendar, Period, less, name_of, subpartition_name
+from tasks.partitions.draft import Draft, counted, in_order
+from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
+from tasks.partitions.ranges import ends_by, intersection, overlap, without
+
+__all__ = ["Action", "Batch", "DefaultRows", "Known", "Line", "plan"]
+
+# Nobody has looked at any row.
+NOTHING_KNOWN = Known()
+# How many partitions a warning names before it only counts them.
+_NAMED = 3
 
 
-class Action(StrEnum):
-    """What a line of a plan says, in the order in which it is done."""
+def plan(
+    policy: PartitionSet,
+    table: PartitionedTable,
+    *,
+    archive: PartitionedTable | None = None,
+    batches: Iterable[Batch] = (),
+    clock: datetime,
+    known: Known = NOTHING_KNOWN,
+) -> list[Line]:
+    """Everything to do about one table, in the order in which it is done; changes and reads nothing.
 
-    FINALIZE = "finalize"
-    """Somebody's DETACH … CONCURRENTLY was interrupted; nothing else can be detached before."""
-    CREATE = "create"
-    """A partition that the clock will need, or that rows in the default partition need."""
-    DRAIN = "drain"
-    """Rows of the default partition into a partition that is made in the same transaction."""
-    LATE = "late"
-    """Rows of the default partition whose range has been archived: into the archive's partition."""
-    MOVE = "move"
-    """A partition to the archive, its companions' rows first."""
-    EXPORT = "export"
-    """Due for cold storage."""
-    PURGE = "purge"
-    """Past its retention."""
-    HOLD = "hold"
-    """Due, and kept: rows that must not be moved yet, or a legal hold."""
-    REFUSE = "refuse"
-    """Due, and impossible as it is: the reason and the remedy say why."""
-    WARN = "warn"
-    """A gap, an overlap with what the calendar wants, a range outside of the policy."""
+    `clock` is the server's. What the policy and the table contradict each other in is for `policy.judge`.
+    """
+    if table.control_type is None or table.strategy != "range":
+        return [
+            Line(
+                action=Action.REFUSE,
+                table=table.name,
+                reason="it is not partitioned by ranges of a column that a calendar speaks of",
+                remedy="upkeep check says more",
+            )
+        ]
+    try:
+        calendar = Calendar.of(policy, table.control_type)
+    except PermanentError as exc:
+        return [Line(action=Action.REFUSE, table=table.name, reason=exc.message, remedy=exc.remedy)]
+    draft = _Plan(
+        policy=policy,
+        table=table,
+        archive=archive,
+        batches=tuple(batches),
+        clock=clock,
+        known=known,
+        calendar=calendar,
+    )
+    order = list(Action)
+    # Sorting keeps the order of ranges and names within an action.
+    return sorted(draft.lines(), key=lambda line: order.index(line.action))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One thing to do, or to know; `partition` is the one that is there, or the name of the one to be made."""
+class _Plan(Draft):
+    """One table's plan in the making."""
 
-    action: Action
-    table: RelationName
-    partition: RelationName | None = None
-    range: Range | None = None
-    reason: str = ""
-    rows: int | None = None
-    """About how many rows it concerns, where that is known."""
-    locks: tuple[tuple[RelationName, str], ...] = ()
-    """What it locks for a moment, in that order, in which mode (as in LOCK TABLE)."""
-    remedy: str = ""
+    def lines(self) -> Iterator[Line]:
+        yield from self._pending()
+        yield from self._ahead()
+        yield from self._default()
+        yield from self._old()
+        yield from self._archived()
+        yield from self._gaps()
+        yield from self._outside()
+
+    # What is to be made.
+
+    def _ahead(self) -> Iterator[Line]:
+        rows = self.known.default_rows
+        for period in self.window:
+            waiting = rows.periods.get(period, 0) if rows is not None else 0
+            if not waiting or self.policy.default != "drain":
+                yield from self._missing(period, waiting)
+
+    def _missing(self, period: Period, waiting: int) -> Iterator[Line]:
+        """The pieces of a period that no partition has."""
+        bounds = self.calendar.range(period)
+        pieces = self.holes(bounds)
+        if pieces and (overlapping := self._overlapping(bounds)):
+            yield overlapping
+            return
+        for piece in pieces:
+            if waiting:
+                yield self.line(
+                    Action.REFUSE,
+                    None,
+                    piece,
+                    f"the default partition has {counted(waiting)} of it, and the policy drains none",
+                    remedy='Write default = "drain" in the policy, or move them by hand',
+                    rows=waiting,
+                )
+                continue
+            reason = "the current period" if period == self.window[0] else "ahead"
+            if piece != bounds:
+                reason += f", what others leave of {self.calendar.said(bounds)}"
+            yield self._made(Action.CREATE, piece, reason)
+
+    def _overlapping(self, bounds: Range) -> Line | None:
+        """What to say of a period that a partition with odd bounds may have rows of."""
+        for each in self.present:
+            if each.hull is not None and overlap(each.hull, bounds):
+                return self.warning(
+                    f"overlap: {each.name} may have rows of {self.calendar.said(bounds)}, so nothing is made for it",
+                    f"Give it bounds of the calendar: {each.odd}",
+                    partition=each.name,
+                    bounds=bounds,
+                )
+        return None
+
+    def _made(self, action: Action, piece: Range, reason: str, rows: int | None = None) -> Line:
+        try:
+            name = name_of(self.policy, self.calendar, piece)
+            if self.policy.subpartitions is not None:
+                subpartition_name(name, self.policy.subpartitions.count - 1)
+        except PermanentError as exc:
+            return self.line(Action.REFUSE, None, piece, exc.message, remedy=exc.remedy)
+        if name in self.names:
+            return self.line(
+                Action.REFUSE,
+                name,
+                piece,
+                f"{name} is the name of another relation, which is no partition of this range",
+                remedy="Attach that one if it is meant to be it, or rename it",
+            )
+        return self.line(action, name, piece, reason, rows=rows, locks=self.attach_locks())
+
+    def _default(self) -> Iterator[Line]:
+        default, found = self.table.default, self.known.default_rows
+        if default is None:
+            if self.policy.default == "drain":
+                yield self.warning(
+                    "the policy drains a default partition, and there is none: rows without a partition are refused",
+                    f"CREATE TABLE … PARTITION OF {self.table.name} DEFAULT, or remove default from the policy",
+                )
+            return
+        if found is None:
+            return
+        if found.stray:
+            yield self.warning(
+                f"{counted(found.stray)} of the default partition have no period: NULL, infinity, no calendar's year",
+                "They stay there; correct them, or declare the column NOT NULL",
+                partition=default.name,
+                rows=found.stray,
+            )
+        for period, count in sorted(found.periods.items()):
+            if not count:
+                continue
+            if self.policy.default != "drain":
+                if period not in self.window:
+                    yield self._stay(default, period, count, 'Write default = "drain" in the policy')
+            elif self.window[-1] < period:
+                yield self._stay(
+                    default, period, count, "They go when their period is ahead; or correct them"
+                )
+            else:
+                yield from self._drained(default, period, count)
+
+    def _stay(self, default: Partition, period: Period, count: int, remedy: str) -> Line:
+        bounds = self.calendar.range(period)
+        return self.warning(
+            f"{counted(count)} of {self.calendar.said(bounds)} stay in the default partition",
+            remedy,
+            partition=default.name,
+            bounds=bounds,
+            rows=count,
+        )
+
+    def _drained(self, default: Partition, period: Period, count: int) -> Iterator[Line]:
+        """Where the default's rows of a period belong: to a partition that is made, or to the archive's."""
+        bounds = self.calendar.range(period)
+        holes = self.holes(bounds)
+        if holes and (overlapping := self._overlapping(bounds)):
+            yield overlapping
+            return
+        away = [*self.warm, *self.gone]
+        pieces = [(each, False) for hole in holes for each in without(hole, away)]
+        pieces += [(intersection(hole, each), True) for hole in holes for each in away if overlap(hole, each)]
+        # Which of several pieces they are in, nobody has counted.
+        rows = count if len(pieces) == 1 else None
+        for piece, archived in pieces:
+            if not archived:
+                yield self._made(Action.DRAIN, piece, f"{counted(count)} of it are in {default.name}", rows)
+                continue
+            cold = any(overlap(piece, each) for each in self.gone)
+            goes = [
+                each.name
+                for each in (self.archive.partitions if self.archive is not None else ())
+                if each.range is not None and overlap(each.range, piece)
+            ]
+            yield self.line(
+                Action.LATE,
+                None if cold or not goes else goes[0],
+                piece,
+                f"{counted(count)} in {default.name} came after their range was archived"
+                + (", and it is cold: they wait for a supplement" if cold else ""),
+                rows=rows,
+                locks=() if cold else tuple((name, "ROW EXCLUSIVE") for name in (default.name, *goes)),
+            )
+
+    # What is old.
+
+    def _old(self) -> Iterator[Line]:
+        cutoff = self.calendar.cutoff(self.clock, self.policy.hot)
+        for partition in self.present:
+            bounds = partition.range
+            if bounds is None or partition.detach_pending or not ends_by(bounds, cutoff):
+                continue
+            if partition.kind == "f":
+                continue
+            if self.policy.archive == "none":
+                yield from self._due(partition, bounds, self.table)
+                continue
+            yield (
+                self._held(partition.name, bounds)
+                or self._held_rows(partition, bounds)
+                or self._move(partition, bounds)
+            )
+
+    def _move(self, partition: Partition, bounds: Range) -> Line:
+        reason = f"older than hot = {self.policy.hot}"
+        place = RelationName(self.policy.archive_schema, partition.name.name)
+        kept = self.archive.partitions if self.archive is not None else ()
+        for each in kept:
+            other = each.range or each.hull
+            if each.name == place or (other is not None and overlap(other, bounds)):
+                return self._refused_move(
+                    partition,
+                    bounds,
+                    f"{reason}, but the archive has {each.name} in its place",
+                    "Detach the one that should not be there, or give it another range",
+                )
+        if place in self.known.taken:
+            return self._refused_move(
+                partition,
+                bounds,
+                f"{reason}, but there is another relation {place}",
+                "Rename or drop that one",
+            )
+        uncovered = [
+            key
+            for key in self.table.foreign_keys
+            if key.referenced == self.table.name and key.referencing not in self.policy.companions
+        ]
+        if uncovered:
+            counts = None if self.known.referenced is None else self.known.referenced.get(partition.name, {})
+            if counts is None:
+                said = ", ".join(f"{key.referencing} ({key.name})" for key in uncovered)
+            else:
+                said = ", ".join(
+                    f"{counts[key.name]:,} of {key.referencing} ({key.name})"
+                    for key in uncovered
+                    if counts.get(key.name)
+                )
+            if said:
+                return self._refused_move(
+                    partition,
+                    bounds,
+                    f"{reason}, but rows refer to it: {said}",
+                    "Name the tables as companions, so that their rows move first, or delete what refers to it",
+                )
+        return self.line(
+            Action.MOVE,
+            partition.name,
+            bounds,
+            reason,
+            rows=partition.rows,
+            locks=self.move_locks(partition),
+        )
+
+    def _refused_move(self, partition: Partition, bounds: Range, reason: str, remedy: str) -> Line:
+        return self.line(Action.REFUSE, partition.name, bounds, reason, rows=partition.rows, remedy=remedy)
+
+    def _archived(self) -> Iterator[Line]:
+        if self.archive is not None and self.policy.archive != "none":
+            for partition in self.archive.partitions:
+                if partition.range is not None and not partition.detach_pending:
+                    yield from self._due(partition, partition.range, self.archive)
+        limit = self.calendar.cutoff(self.clock, self.policy.cold)
+        for batch in self.batches:
+            if batch.cold and not batch.purged and ends_by(batch.range, limit):
+                yield self._held(batch.partition, batch.range) or self.line(
+                    Action.PURGE,
+                    batch.partition,
+                    batch.range,
+                    f"cold, and older than cold = {self.policy.cold}",
+                )
+
+    def _due(self, partition: Partition, bounds: Range, parent: PartitionedTable) -> Iterator[Line]:
+        for action, span, name in (
+            (Action.PURGE, self.policy.cold, "cold"),
+            (Action.EXPORT, self.policy.warm, "warm"),
+        ):
+            if ends_by(bounds, self.calendar.cutoff(self.clock, span)):
+                locks = [(each, "ACCESS EXCLUSIVE") for each in (parent.name, partition.name)]
+                yield self._held(partition.name, bounds) or self.line(
+                    action,
+                    partition.name,
+                    bounds,
+                    f"older than {name} = {span}",
+                    rows=partition.rows,
+                    locks=tuple(locks) if action is Action.PURGE else (),
+                )
+                return
+
+    def _held(self, name: RelationName, bounds: Range) -> Line | None:
+        """A legal hold over any of it: everything stays as it is."""
+        for hold in self.policy.legal_holds:
+            if overlap(bounds, self.days(hold)):
+                return self.line(
+                    Action.HOLD, name, bounds, f"legal hold from {hold.from_} to {hold.to}: {hold.reason}"
+                )
+        return None
+
+    def _held_rows(self, partition: Partition, bounds: Range) -> Line | None:
+        count = (self.known.held or {}).get(partition.name, 0)
+        if not count:
+            return None
+        return self.line(
+            Action.HOLD,
+            partition.name,
+            bounds,
+            f"{counted(count)} must not be moved yet (hold: {self.policy.hold})",
+            rows=count,
+            remedy="It is moved when there are none; the policy's hold says which they are",
+        )
+
+    # What is to be known.
+
+    def _pending(self) -> Iterator[Line]:
+        for partition in self.present:
+            if partition.detach_pending:
+                yield self.line(
+                    Action.FINALIZE,
+                    partition.name,
+                    partition.range,
+                    "a DETACH … CONCURRENTLY was interrupted: its rows are in no partition, and its range takes none",
+                    rows=partition.rows,
+                    locks=((self.table.name, "SHARE UPDATE EXCLUSIVE"), (partition.name, "ACCESS EXCLUSIVE")),
+                )
+
+    def _gaps(self) -> Iterator[Line]:
+        """Ranges before now that no partition has, here or in the archive."""
+        now = self.calendar.start_of(self.window[0].first)
+        known = [*self.hot, *self.warm, *self.gone]
+        lowers = [each.lower for each in known if each.lower is not None and less(each.lower, now)]
+        if not lowers:
+            return
+        first = lowers[0]
+        for each in lowers:
+            first = each if less(each, first) else first
+        drained = self.known.default_rows.periods if self.known.default_rows is not None else {}
+        for hole in without(Range(lower=first, upper=now), in_order(known)):
+            assert hole.lower is not None
+            if self.policy.default == "drain" and drained.get(self.calendar.period_of(hole.lower)):
+                continue
+            goes = "are refused" if self.table.default is None else f"go to {self.table.default.name}"
+            yield self.warning(
+                f"gap: no partition has {self.calendar.said(hole)}; rows of it {goes}",
+                f"CREATE TABLE … PARTITION OF {self.table.name} with these bounds, if there should be any",
+                bounds=hole,
+            )
+
+    def _outside(self) -> Iterator[Line]:
+        other: list[Partition] = []
+        for each in self.present:
+            if each.missing_remainders:
+                yield self.warning(
+                    f"about {each.missing_remainders} % of its rows would find no place: remainders are missing",
+                    "CREATE TABLE … PARTITION OF it FOR VALUES WITH the missing ones",
+                    partition=each.name,
+                    bounds=each.range,
+                )
+            if each.kind == "f":
+                yield self.warning(
+                    "a foreign table, which is neither moved nor counted",
+                    "Move it yourself, or detach it",
+                    partition=each.name,
+                    bounds=each.range,
+                )
+            elif each.range is None:
+                yield self.warning(
+                    f"outside of the policy: {each.odd}",
+                    "It stays as it is; move it yourself",
+                    partition=each.name,
+                )
+            elif each.range.upper is None:
+                yield self.warning(
+                    "it goes up to MAXVALUE: nothing can be made ahead of it",
+                    "Give it an upper bound: detach it, and attach it again",
+                    partition=each.name,
+                    bounds=each.range,
+                )
+            elif not self.is_regular(each.range):
+                other.append(each)
+        if other:
+            named = ", ".join(each.name.name for each in other[:_NAMED])
+            rest = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+            what = f"no {self.policy.interval}" if len(other) == 1 else f"no {self.policy.interval}s"
+            yield self.warning(f"outside of the calendar: {what}: {named}{rest}", "They are kept as they are")
+
+    def _regular(self, bounds: Range) -> bool:
+        # Of many partitions most are regular, and have their neighbours' bounds.
+        try:
+            return (
+                bounds.lower is not None
+                and self.calendar.range(self.calendar.period_of(bounds.lower)) == bounds
+            )
+        except (OverflowError, ValueError, PermanentError):
+            return False

@@ -162,7 +162,7 @@ def ensure(
     hot = _relation(connection, table)
     if hot is None:
         raise PermanentError(f"There is no table {table}", remedy="Take it out of upkeep.toml")
-    key = hot.partition_key or sql.SQL("RANGE ({})").format(sql.Identifier(partition_by)).as_string()
+    key: str = hot.partition_key or _sql.key_by(connection, column=partition_by)
     columns = read_columns(connection, hot.oid)
     taken = [column.name for column in columns if column.name in OF_THE_ARCHIVE]
     if taken:

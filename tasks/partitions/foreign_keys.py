@@ -95,8 +95,8 @@ def way(reference: Reference, *, table: RelationName, table_oid: int, server_ver
         return Way.CHECKED
     if not reference.may_alter:
         raise PermanentError(
-            f"{reference.table} has {reference.rows:,} rows and refers to {table} ({reference.name}): DETACH would keep both "
-            "locked for longer than lock_budget, and the fleet's role may not alter it",
+            f"{reference.table} has {reference.rows:,} rows and refers to {table} ({reference.name}): DETACH would "
+            "keep both locked for longer than lock_budget, and the fleet's role may not alter it",
             remedy=f"Grant the role membership in the owner of {reference.table}",
         )
     if not reference.indexed:
@@ -110,9 +110,9 @@ def way(reference: Reference, *, table: RelationName, table_oid: int, server_ver
         )
     if reference.kind != "r" and server_version < PARTITIONED_NOT_VALID:
         raise PermanentError(
-            f"{reference.table} is partitioned, has {reference.rows:,} rows and refers to {table} ({reference.name}): before "
-            "PostgreSQL 18 its foreign key cannot be added as NOT VALID, and DETACH would take too long",
-            remedy=f"Drop {reference.name} and add one from each partition of {reference.table} to its partition of {table}",
+            f"{reference.table} is partitioned, has {reference.rows:,} rows and refers to {table} ({reference.name}): "
+            "before PostgreSQL 18 its foreign key cannot be added as NOT VALID, and DETACH would take too long",
+            remedy=f"Drop {reference.name}, and add one from each of its partitions to the partition of {table}",
         )
     return Way.AGAIN
 
@@ -158,7 +158,7 @@ def refuse_referred(
             _move.without_row_security(connection)
             _sql.index_alone(connection)
             row = connection.execute(
-                sql.SQL("SELECT count(*) FROM (SELECT {} LIMIT {}) AS some").format(
+                sql.SQL("SELECT count(*) FROM (SELECT {} LIMIT {}) AS referring").format(
                     _referring(reference, range_), sql.Literal(COUNTED)
                 )
             ).fetchone()
@@ -278,8 +278,8 @@ def refuse_destructive(
         other = RelationName(row["schema"], row["table_name"])
         if other not in ignored:
             raise PermanentError(
-                f"Rows of {table} cannot be moved: that deletes them here, and {row['name']} of {other} would delete or "
-                "change what refers to them",
+                f"Rows of {table} cannot be moved: that deletes them here, and {row['name']} of {other} would delete "
+                "or change what refers to them",
                 remedy=f"Make {row['name']} ON DELETE NO ACTION, or name {other} as a companion of its own",
             )
 

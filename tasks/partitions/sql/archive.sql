@@ -59,3 +59,7 @@ SELECT s.nspname IS NOT NULL AS found, CASE WHEN s.nspname IS NOT NULL THEN pg_c
        current_user::text AS role, pg_catalog.current_database()::text AS database
   FROM (SELECT 1) AS one
   LEFT JOIN pg_catalog.pg_namespace AS s ON s.nspname = :schema;
+
+-- name: key_by$
+-- How does PostgreSQL print the key of a table that is partitioned by ranges of this column?
+SELECT pg_catalog.format('RANGE (%%I)', :column::text);

@@ -90,3 +90,7 @@ SELECT pg_catalog.set_config('row_security', 'off', true);
 -- name: unhurried!
 -- May what follows read for long? It waits for nobody and nobody waits for it.
 SELECT pg_catalog.set_config('statement_timeout', :longest, true);
+
+-- name: read_indexes
+-- Which indexes has this table?
+SELECT c.relname::text AS name FROM pg_catalog.pg_index AS x JOIN pg_catalog.pg_class AS c ON c.oid = x.indexrelid WHERE x.indrelid = :oid ORDER BY 1;

@@ -19,7 +19,7 @@ from psycopg.types.numeric import Oid
 
 from fleet.errors import PermanentError
 from fleet.names import RelationName
-from fleet.postgres.catalog.partitions import Range
+from fleet.postgres.catalog.partitions import Range, Value
 from fleet.postgres.patience import Deadline
 from fleet.postgres.queries import load
 
@@ -119,12 +119,17 @@ def way(reference: Reference, *, table: RelationName, table_oid: int, server_ver
 
 def covers(column: str, range_: Range) -> sql.Composable:
     """The condition that a value lies in a range."""
+    return between(column, range_.lower, range_.upper)
+
+
+def between(column: str, lower: Value | str | None, upper: Value | str | None) -> sql.Composable:
+    """The same with bounds that may be text, which PostgreSQL reads as the column's type."""
     name = sql.Identifier(column)
     found: list[sql.Composable] = [sql.SQL("{} IS NOT NULL").format(name)]
-    if range_.lower is not None:
-        found.append(sql.SQL("{} >= {}").format(name, sql.Literal(range_.lower)))
-    if range_.upper is not None:
-        found.append(sql.SQL("{} < {}").format(name, sql.Literal(range_.upper)))
+    if lower is not None:
+        found.append(sql.SQL("{} >= {}").format(name, sql.Literal(lower)))
+    if upper is not None:
+        found.append(sql.SQL("{} < {}").format(name, sql.Literal(upper)))
     return sql.SQL("({})").format(sql.SQL(" AND ").join(found))
 
 
@@ -288,6 +293,7 @@ __all__ = [
     "Reference",
     "Way",
     "add_again",
+    "between",
     "covers",
     "drop",
     "drop_own",

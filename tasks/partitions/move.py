@@ -40,7 +40,6 @@ CHECK_NAME = "upkeep_range"
 VALIDATES_FOR = "1h"
 # How often a partition that is written all the time is looked at again.
 LOOKS = 5
-EXCLUSIVE, SHARE_ROW, SHARE_UPDATE = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"
 
 Told = Callable[[str], object]
 
@@ -57,29 +56,6 @@ class Moved:
     companions: Mapping[str, int] = field(default_factory=dict)
     """How many rows of each moved one by one."""
     already: bool = False
-
-
-def locks(
-    table: PartitionedTable, partition: Partition, policy: PartitionSet
-) -> tuple[tuple[RelationName, str], ...]:
-    """What moving a partition locks for a moment, in that order; of the partition its leaves as well.
-
-    The table comes first, as for everybody who reads or writes rows through it: two orders would be a deadlock.
-    """
-    found: dict[RelationName, str] = {table.name: EXCLUSIVE}
-    if table.default is not None:
-        found[table.default.name] = EXCLUSIVE
-    found[partition.name] = EXCLUSIVE
-    for leaf in partition.leaves:
-        found[leaf] = EXCLUSIVE
-    for key in table.foreign_keys:
-        if key.referenced == table.name:
-            found[key.referencing] = EXCLUSIVE
-    for key in table.foreign_keys:
-        if key.referencing == table.name:
-            found.setdefault(key.referenced, SHARE_ROW)
-    found[RelationName(policy.archive_schema, table.name.name)] = SHARE_UPDATE
-    return tuple(found.items())
 
 
 def legally_held(policy: PartitionSet, table: PartitionedTable, range_: Range) -> str:
@@ -736,4 +712,4 @@ def _copy(
     )
 
 
-__all__ = ["Moved", "finalize_pending", "legally_held", "locks", "move", "printed", "settle"]
+__all__ = ["Moved", "finalize_pending", "legally_held", "move", "printed", "settle"]

@@ -1,4 +1,4 @@
-"""Archives what is due of one table: one partition at a time, then what came late; one that cannot go stops no other."""
+"""Archives what is due of one table, partition by partition, then what came late; what cannot go stops nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 -- name: read_table^
 -- What is this table, and has it an index that begins with this column?
 SELECT c.oid, c.relkind::text AS kind, pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
-       greatest(c.reltuples, c.relpages * 10)::bigint AS rows, a.attnum IS NOT NULL AS has_column,
+       greatest(c.reltuples, pg_catalog.pg_stat_get_live_tuples(c.oid))::bigint AS rows, a.attnum IS NOT NULL AS has_column,
        pg_catalog.format_type(a.atttypid, NULL) AS type,
        EXISTS (SELECT FROM pg_catalog.pg_index AS x
                 WHERE x.indrelid = c.oid AND x.indkey[0] = a.attnum AND x.indisvalid AND x.indpred IS NULL) AS indexed

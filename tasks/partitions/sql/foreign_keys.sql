@@ -10,10 +10,10 @@ SELECT k.oid, k.conname::text AS name, n.nspname::text AS schema, c.relname::tex
           JOIN pg_catalog.pg_attribute AS f ON f.attrelid = k.confrelid AND f.attnum = p.other AND f.attname = :control
           JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.own) AS column,
        pg_catalog.pg_get_constraintdef(k.oid) AS definition, pg_catalog.obj_description(k.oid, 'pg_constraint') AS comment,
-       (SELECT coalesce(pg_catalog.sum(greatest(l.reltuples, l.relpages * 10)), 0)::bigint
+       (SELECT coalesce(pg_catalog.sum(greatest(l.reltuples, pg_catalog.pg_stat_get_live_tuples(l.oid))), 0)::bigint
           FROM pg_catalog.pg_partition_tree(c.oid::regclass) AS t JOIN pg_catalog.pg_class AS l ON l.oid = t.relid
          WHERE c.relkind = 'p' AND l.relkind = 'r')
-       + CASE WHEN c.relkind = 'r' THEN greatest(c.reltuples, c.relpages * 10)::bigint ELSE 0 END AS rows,
+       + CASE WHEN c.relkind = 'r' THEN greatest(c.reltuples, pg_catalog.pg_stat_get_live_tuples(c.oid))::bigint ELSE 0 END AS rows,
        EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(k.conkey), pg_catalog.unnest(k.confkey)) AS p (own, other)
                  JOIN pg_catalog.pg_attribute AS f ON f.attrelid = k.confrelid AND f.attnum = p.other AND f.attname = :control
                  JOIN pg_catalog.pg_index AS x ON x.indrelid = c.oid AND x.indkey[0] = p.own AND x.indisvalid AND x.indpred IS NULL) AS indexed

@@ -63,32 +63,47 @@ AS $$
 #variable_conflict use_column
 DECLARE
     found_tier text;
+    control text;
+    as_date date;
+    as_moment timestamptz;
+    as_time timestamp;
+    as_number numeric;
+    as_uuid uuid;
 BEGIN
     IF $1 IS NULL OR $2 IS NULL OR pg_catalog.octet_length($1) > 257 OR pg_catalog.octet_length($2) > 100 THEN
         RAISE WARNING 'upkeep.note_archive_miss: name the table as upkeep.toml does, and the value of its control column';
         RETURN NULL;
     END IF;
+    SELECT b.control_type INTO control FROM upkeep.archive_batch AS b WHERE b.parent = $1 AND b.archived_at IS NOT NULL LIMIT 1;
     BEGIN
-        SELECT CASE WHEN b.purged_at IS NOT NULL THEN 'purged' WHEN b.cold_at IS NOT NULL THEN 'cold' ELSE 'warm' END
-          INTO found_tier
-          FROM upkeep.archive_batch AS b
-         WHERE b.parent = $1 AND b.kind <> 'late' AND b.archived_at IS NOT NULL
-           AND CASE b.control_type
-                 WHEN 'date' THEN (b.lower_bound IS NULL OR $2::date >= b.lower_bound::date) AND (b.upper_bound IS NULL OR $2::date < b.upper_bound::date)
-                 WHEN 'timestamptz' THEN (b.lower_bound IS NULL OR $2::timestamptz >= b.lower_bound::timestamptz)
-                                         AND (b.upper_bound IS NULL OR $2::timestamptz < b.upper_bound::timestamptz)
-                 WHEN 'timestamp' THEN (b.lower_bound IS NULL OR $2::timestamp >= b.lower_bound::timestamp)
-                                       AND (b.upper_bound IS NULL OR $2::timestamp < b.upper_bound::timestamp)
-                 WHEN 'integer' THEN (b.lower_bound IS NULL OR $2::numeric >= b.lower_bound::numeric)
-                                     AND (b.upper_bound IS NULL OR $2::numeric < b.upper_bound::numeric)
-                 ELSE (b.lower_bound IS NULL OR $2::uuid >= b.lower_bound::uuid) AND (b.upper_bound IS NULL OR $2::uuid < b.upper_bound::uuid)
-               END
-         ORDER BY b.archived_at DESC
-         LIMIT 1;
+        CASE control
+            WHEN 'date' THEN as_date := $2::date;
+            WHEN 'timestamptz' THEN as_moment := $2::timestamptz;
+            WHEN 'timestamp' THEN as_time := $2::timestamp;
+            WHEN 'integer' THEN as_number := $2::numeric;
+            WHEN 'uuid' THEN as_uuid := $2::uuid;
+            ELSE RETURN 'hot';
+        END CASE;
     EXCEPTION WHEN data_exception THEN
         RAISE WARNING 'upkeep.note_archive_miss: % is no value of the control column of %', pg_catalog.quote_literal($2), $1;
         RETURN NULL;
     END;
+    SELECT CASE WHEN b.purged_at IS NOT NULL THEN 'purged' WHEN b.cold_at IS NOT NULL THEN 'cold' ELSE 'warm' END
+      INTO found_tier
+      FROM upkeep.archive_batch AS b
+     WHERE b.parent = $1 AND b.kind <> 'late' AND b.archived_at IS NOT NULL
+       AND CASE b.control_type
+             WHEN 'date' THEN (b.lower_bound IS NULL OR as_date >= b.lower_bound::date) AND (b.upper_bound IS NULL OR as_date < b.upper_bound::date)
+             WHEN 'timestamptz' THEN (b.lower_bound IS NULL OR as_moment >= b.lower_bound::timestamptz)
+                                     AND (b.upper_bound IS NULL OR as_moment < b.upper_bound::timestamptz)
+             WHEN 'timestamp' THEN (b.lower_bound IS NULL OR as_time >= b.lower_bound::timestamp)
+                                   AND (b.upper_bound IS NULL OR as_time < b.upper_bound::timestamp)
+             WHEN 'integer' THEN (b.lower_bound IS NULL OR as_number >= b.lower_bound::numeric)
+                                 AND (b.upper_bound IS NULL OR as_number < b.upper_bound::numeric)
+             ELSE (b.lower_bound IS NULL OR as_uuid >= b.lower_bound::uuid) AND (b.upper_bound IS NULL OR as_uuid < b.upper_bound::uuid)
+           END
+     ORDER BY b.archived_at DESC
+     LIMIT 1;
     IF found_tier IS NULL THEN
         RETURN 'hot';
     END IF;

@@ -20,6 +20,7 @@ from tests.servers import Database
 TABLE = RelationName("public", "transactions")
 META = RelationName("public", "transaction_metadata")
 JANUARY = RelationName("public", "transactions_y2024m01")
+FEBRUARY = RelationName("public", "transactions_y2024m02")
 MONTHS = ("2024-01", "2024-02", "2024-03", "2024-04")
 ROWS = 240
 # Months of two hash parts each, a companion with a foreign key, a table that the transactions refer to.
@@ -54,16 +55,14 @@ def policy(**changes: Any) -> PartitionSet:
 
 
 class System:
-    """A kept database with the tables of an application's role, and the fleet's role with what deploy/grants.sql gives."""
+    """A kept database with the tables of an application's role, and the fleet's with what deploy/grants.sql gives."""
 
     def __init__(
         self, database: Database, fleet_url: str, *, owner: str = "app_owner", role: str = "up-keep"
     ) -> None:
         self.database, self.url, self.owner = database, fleet_url, owner
         self.admin = database.connect(row_factory=dict_row)
-        self.admin.execute(
-            sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(sql.Identifier(owner))
-        )
+        self.admin.execute(sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(sql.Identifier(owner)))
         self.as_owner(SCHEMA)
         for month in MONTHS:
             self.add_month(month)
@@ -73,12 +72,8 @@ class System:
             " WHERE partition_date < '2024-03-01'"
         )
         run_grants(database.url, role=role, owner=owner)
-        self.admin.execute(
-            sql.SQL("GRANT {} TO {}").format(sql.Identifier(owner), sql.Identifier(role))
-        )
-        self.admin.execute(
-            sql.SQL("CREATE SCHEMA archive AUTHORIZATION {}").format(sql.Identifier(owner))
-        )
+        self.admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(owner), sql.Identifier(role)))
+        self.admin.execute(sql.SQL("CREATE SCHEMA archive AUTHORIZATION {}").format(sql.Identifier(owner)))
         migrate(fleet_url)
         self.connection = connect(fleet_url, application_name="upkeep/test")
 
@@ -96,14 +91,15 @@ class System:
             ).fetchone()
             connection.execute(
                 sql.SQL(
-                    "CREATE TABLE {} PARTITION OF public.transactions FOR VALUES FROM ({}) TO ({}) PARTITION BY HASH (id)"
-                ).format(
-                    sql.Identifier("public", name), sql.Literal(f"{month}-01"), sql.Literal(after)
-                )
+                    "CREATE TABLE {} PARTITION OF public.transactions FOR VALUES FROM ({}) TO ({})"
+                    " PARTITION BY HASH (id)"
+                ).format(sql.Identifier("public", name), sql.Literal(f"{month}-01"), sql.Literal(after))
             )
             for part in range(2):
                 connection.execute(
-                    sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (modulus 2, remainder {})").format(
+                    sql.SQL(
+                        "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (modulus 2, remainder {})"
+                    ).format(
                         sql.Identifier("public", f"{name}_p{part}"),
                         sql.Identifier("public", name),
                         sql.Literal(part),
@@ -163,7 +159,8 @@ class System:
             "columns": self.rows(
                 "SELECT a.attrelid::regclass::text AS name, a.attname, format_type(a.atttypid, a.atttypmod) AS type,"
                 " a.attnotnull, a.attnum, pg_get_expr(d.adbin, d.adrelid) AS expression"
-                " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
                 " WHERE n.nspname IN ('public', 'archive') AND c.relkind IN ('r', 'p', 'v') AND a.attnum > 0"
                 " AND NOT a.attisdropped ORDER BY 1, a.attnum"
@@ -192,4 +189,15 @@ def new_system(database: Database, role: Any) -> System:
     return System(database, role(database, "up-keep"))
 
 
-__all__ = ["JANUARY", "META", "MONTHS", "ROWS", "TABLE", "System", "new_system", "policy", "psycopg"]
+__all__ = [
+    "FEBRUARY",
+    "JANUARY",
+    "META",
+    "MONTHS",
+    "ROWS",
+    "TABLE",
+    "System",
+    "new_system",
+    "policy",
+    "psycopg",
+]

@@ -77,10 +77,10 @@ class Draft:
         partition: RelationName | None,
         bounds: Range | None,
         reason: str,
+        remedy: str = "",
         *,
         rows: int | None = None,
         locks: tuple[tuple[RelationName, str], ...] = (),
-        remedy: str = "",
     ) -> Line:
         """One line about this table."""
         return Line(

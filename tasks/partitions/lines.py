@@ -77,8 +77,8 @@ class Known:
     default_rows: DefaultRows | None = None
     """None: not known."""
     held: Mapping[RelationName, int] | None = None
-    """How many rows of a partition the policy's `hold` keeps; None: not known."""
+    """How many rows of a partition the policy's `hold` keeps; one that is not here: not known."""
     referenced: Mapping[RelationName, Mapping[str, int]] | None = None
-    """How many rows refer to a partition, by the name of the foreign key; None: not known."""
+    """How many rows refer to a partition, by the name of the foreign key; one that is not here: not known."""
     taken: Collection[RelationName] = ()
     """Names that other relations have."""

@@ -9,7 +9,7 @@ from fleet.errors import PermanentError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range
 from fleet.settings.partitions import PartitionSet
-from tasks.partitions.calendar import Calendar, Period, less, name_of, subpartition_name
+from tasks.partitions.calendar import Calendar, Period, fitting, less, name_of, subpartition_name
 from tasks.partitions.draft import Draft, counted, in_order
 from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
 from tasks.partitions.ranges import ends_by, intersection, overlap, without
@@ -18,6 +18,10 @@ __all__ = ["Action", "Batch", "DefaultRows", "Known", "Line", "plan"]
 
 # Nobody has looked at any row.
 NOTHING_KNOWN = Known()
+_IN_THE_WAY = (
+    "another relation has this name, which is no partition of this range",
+    "Attach that one if it is meant to be it, or rename it",
+)
 # How many partitions a warning names before it only counts them.
 _NAMED = 3
 
@@ -121,28 +125,25 @@ class _Plan(Draft):
     def _made(self, action: Action, piece: Range, reason: str, rows: int | None = None) -> Line:
         try:
             name = name_of(self.policy, self.calendar, piece)
-            if self.policy.subpartitions is not None:
-                subpartition_name(name, self.policy.subpartitions.count - 1)
+            divided = self.policy.subpartitions.count if self.policy.subpartitions is not None else 0
+            wanted = [name, *(subpartition_name(name, remainder) for remainder in range(divided))]
         except PermanentError as exc:
-            return self.line(Action.REFUSE, None, piece, exc.message, remedy=exc.remedy)
-        if name in self.names:
+            return self.line(Action.REFUSE, None, piece, exc.message, exc.remedy)
+        taken = next((each for each in wanted if each in self.names), None)
+        if taken is not None:
             return self.line(
                 Action.REFUSE,
-                name,
+                taken,
                 piece,
-                f"{name} is the name of another relation, which is no partition of this range",
-                remedy="Attach that one if it is meant to be it, or rename it",
+                *_IN_THE_WAY,
             )
-        return self.line(action, name, piece, reason, rows=rows, locks=self.attach_locks())
+        return self.line(action, wanted[0], piece, reason, rows=rows, locks=self.attach_locks())
 
     def _default(self) -> Iterator[Line]:
         default, found = self.table.default, self.known.default_rows
         if default is None:
             if self.policy.default == "drain":
-                yield self.warning(
-                    "the policy drains a default partition, and there is none: rows without a partition are refused",
-                    f"CREATE TABLE … PARTITION OF {self.table.name} DEFAULT, or remove default from the policy",
-                )
+                yield self._made_default()
             return
         if found is None:
             return
@@ -165,6 +166,19 @@ class _Plan(Draft):
                 )
             else:
                 yield from self._drained(default, period, count)
+
+    def _made_default(self) -> Line:
+        name = RelationName(self.table.name.schema, f"{self.table.name.name}_default")
+        try:
+            fitting(name.name)
+        except PermanentError as exc:
+            return self.line(
+                Action.REFUSE, None, None, exc.message, remedy="Make a DEFAULT partition by hand"
+            )
+        if name in self.names:
+            return self.line(Action.REFUSE, name, None, *_IN_THE_WAY)
+        reason = "the default partition, which the policy wants"
+        return self.line(Action.CREATE, name, None, reason, locks=self.attach_locks())
 
     def _stay(self, default: Partition, period: Period, count: int, remedy: str) -> Line:
         bounds = self.calendar.range(period)
@@ -253,7 +267,7 @@ class _Plan(Draft):
             if key.referenced == self.table.name and key.referencing not in self.policy.companions
         ]
         if uncovered:
-            counts = None if self.known.referenced is None else self.known.referenced.get(partition.name, {})
+            counts = (self.known.referenced or {}).get(partition.name)
             if counts is None:
                 said = ", ".join(f"{key.referencing} ({key.name})" for key in uncovered)
             else:

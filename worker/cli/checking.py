@@ -14,6 +14,7 @@ from rich.text import Text
 from fleet import settings
 from fleet.errors import PermanentError, UpkeepError
 from fleet.names import RelationName
+from fleet.postgres.catalog.server import read_server
 from fleet.postgres.catalog.sources import read_sources, upstream
 from fleet.postgres.catalog.views import MaterializedView, read_views
 from fleet.postgres.connect import is_standby
@@ -23,6 +24,8 @@ from schedules.entries import entries
 from schedules.runs import Runs
 from tasks.jobs.failure import unparsed
 from tasks.jobs.statement import parse
+from tasks.partitions.lines import Action
+from tasks.partitions.look import look
 from tasks.refresh.view import missing
 from worker.app import app
 from worker.cli import output
@@ -63,12 +66,14 @@ def check(config: Path | None, *, offline: bool, as_json: bool) -> int:
                 with connection(database, doing="Reading the views", read_only=True) as conn:
                     catalogue = read_catalogue(conn, database)
                     jobs = list(judge_jobs(conn, report.settings.jobs_in(database.name)))
+                    partitions = list(judge_partitions(conn, database)) if database.partitions else []
             except UpkeepError as exc:
                 problem = Problem(f"databases.{database.name}", "", exc.message, exc.remedy)
                 found.append(Judged(level=Level.WARNING, problem=problem))
             else:
                 found += judge(database, catalogue)
                 found += jobs
+                found += partitions
     found.sort(key=lambda each: -each.level.rank)
     _show(report, found, offline=offline, as_json=as_json)
     return int(any(each.level is Level.ERROR for each in found))
@@ -126,6 +131,28 @@ def judge_jobs(conn: psycopg.Connection[Any], jobs: Iterable[Job]) -> Iterator[J
             message, remedy = unparsed(exc, job=job)
             level = Level.WARNING if is_transient(exc) else Level.ERROR
             yield Judged(level=level, problem=Problem(f"jobs.{job.name}.sql", "", message, remedy))
+
+
+def judge_partitions(conn: psycopg.Connection[Any], database: Database) -> Iterator[Judged]:
+    """What the database says against the policies of partitioned tables, and what could not be made of their plans."""
+    for looked in look(conn, database, clock=read_server(conn).clock, rows=False):
+        quoted = str(looked.policy.name).replace("\\", "\\\\").replace('"', '\\"')
+        key = f'databases.{database.name}.partitions."{quoted}"'
+        for said in looked.contradictions:
+            yield Judged(
+                level=Level.WARNING if said.warning else Level.ERROR,
+                problem=Problem(
+                    f"{key}.{said.setting}" if said.setting else key, "", said.message, said.remedy
+                ),
+            )
+        present = [each.range for each in looked.table.partitions if each.range] if looked.table else []
+        for line in looked.lines:
+            # Whether an old partition may leave is a matter of its rows, which change.
+            if line.action is Action.REFUSE and line.range not in present:
+                named = f"{line.partition}: " if line.partition is not None else ""
+                yield Judged(
+                    level=Level.ERROR, problem=Problem(key, "", f"{named}{line.reason}", line.remedy)
+                )
 
 
 def _judge_view(
@@ -203,6 +230,8 @@ def _show(report: Report, found: list[Judged], *, offline: bool, as_json: bool) 
         views = sum(len(database.views) for database in kept.databases.values())
         where = f"{kept.path}: " if kept.path else ""
         counted = [output.count(len(kept.databases), "database"), output.count(views, "view")]
+        policies = sum(len(database.partitions) for database in kept.databases.values())
+        counted += [output.count(policies, "partitioned table")] if policies else []
         counted += [output.count(len(kept.jobs), "job")] if kept.jobs else []
         counted += [output.count(len(kept.schedule), "scheduled task")] if kept.schedule else []
         summary = f"{where}{', '.join(counted)}; {summary}"

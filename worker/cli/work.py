@@ -72,6 +72,30 @@ def plan_refresh(  # noqa: PLR0917 - Typer fills them by name
     )
 
 
+@plan.command(
+    "partitions",
+    epilog="""[bold]Examples[/bold]
+$ upkeep plan partitions                              [dim]# every table with a policy[/dim]
+$ upkeep plan partitions --table public.transactions  [dim]# one of them[/dim]""",
+)
+def plan_partitions(
+    database: DatabaseOption = None,
+    table: Annotated[
+        str | None,
+        typer.Option("--table", "-t", metavar="SCHEMA.TABLE", help="Only this table.", show_default=False),
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print which partitions would be made, filled, moved and dropped, and what they lock.
+
+    Reads only: the session cannot write. Exit code 1 if something is refused.
+    """
+    from worker.cli import partitions  # noqa: PLC0415
+
+    return partitions.plan_partitions(config, database=database, table=table, as_json=as_json)
+
+
 @app.command(
     rich_help_panel=PANEL,
     epilog="""[bold]Tasks[/bold]

@@ -321,6 +321,18 @@ def _bounds(bound: str | None, kind: ControlType | None) -> tuple[Range | None, 
     return Range(lower=lower, upper=upper), None, ""
 
 
+def bound_value(text: str, kind: ControlType) -> Value:
+    """A bound that was kept as PostgreSQL prints it under UTC and ISO dates.
+
+    Raises:
+        ValueError: it is none of Python's values.
+    """
+    value = _value(text, kind)
+    if value is None or isinstance(value, _Beyond):
+        raise ValueError(text)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class _Beyond:
     """A bound that is no value of Python's, between two that are; None: there is none on that side."""

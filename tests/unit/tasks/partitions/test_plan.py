@@ -295,7 +295,13 @@ def test_a_policy_that_drains_nothing_says_so() -> None:
 
 def test_a_default_that_should_be_there() -> None:
     (line,) = planned(DRAINED, *KEPT)
-    assert "there is none" in line.reason
+    assert (line.action, line.partition, line.range) == (
+        Action.CREATE,
+        RelationName("public", "t_default"),
+        None,
+    )
+    (line,) = planned(DRAINED, *KEPT, known=Known(taken=[RelationName("public", "t_default")]))
+    assert line.action is Action.REFUSE
 
 
 # What is old.

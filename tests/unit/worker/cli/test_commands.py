@@ -20,6 +20,7 @@ COMMANDS = [
     "migrate",
     "doctor",
     "plan refresh",
+    "plan partitions",
     "run",
     "schedule list",
     "schedule pause",

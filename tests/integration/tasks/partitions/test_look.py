@@ -171,8 +171,8 @@ def test_what_has_left_the_database(fleet: Connection, upkeep_database: Database
         admin.execute(
             sql.SQL(
                 "INSERT INTO upkeep.archive_batch (id, kind, parent, archive, partition, lower_bound, upper_bound, "
-                "archived_at, cold_at{}) VALUES (gen_random_uuid(), 'partition', 'app.t', 'archive.t', 'archive.t_y2022m11', "
-                "'2022-11-01', '2023-01-01', now(), now(){})"
+                "archived_at, cold_at{}) VALUES (gen_random_uuid(), 'partition', 'app.t', 'archive.t', "
+                "'archive.t_y2022m11', '2022-11-01', '2023-01-01', now(), now(){})"
             ).format(*([sql.SQL(", control_type"), sql.SQL(", 'date'")] if with_type else [sql.SQL("")] * 2))
         )
     found = looked(fleet, default="drain", companions=["app.meta"])

@@ -153,7 +153,7 @@ def _plain(parent: Shape) -> Shape:
         forced_row_security=False,
         replica_identity="d",
         grants=frozenset(each for each in parent.grants if each.grantee == parent.owner and not each.column),
-        constraints=tuple(each for each in parent.constraints if each.kind == "c"),
+        constraints=tuple(replace(each, inherited=True) for each in parent.constraints if each.kind == "c"),
         indexes=tuple(
             replace(each, clustered=False, replica_identity=False, comment=None, key_comment=None)
             for each in parent.indexes
@@ -354,7 +354,10 @@ def pairs(wanted: Shape, found: Shape) -> Iterator[tuple[tuple[str, Shape], tupl
 
 def _compared(wanted: Shape, found: Shape) -> Iterator[tuple[str, Any, Any]]:
     for part in _COMPARED:
+        if part == "access_method" and not wanted.access_method:
+            continue  # the database's own
         yield part.replace("_", " "), getattr(wanted, part), getattr(found, part)
+    yield "partition key", _unquoted(wanted.partition_key), _unquoted(found.partition_key)
     yield "options", set(wanted.options), set(found.options)
     yield "TOAST options", set(wanted.toast_options), set(found.toast_options)
     yield "privileges", sorted(wanted.grants), sorted(found.grants)
@@ -399,7 +402,6 @@ _COMPARED = (
     "row_security",
     "forced_row_security",
     "replica_identity",
-    "partition_key",
 )
 
 

@@ -94,7 +94,9 @@ class Kept:
         found = []
         for entry in re.split(r"\n--\n-- Name: .*\n--\n", dump(self.database.url)):
             if name.name in entry:
-                text = entry.replace(name.name, "PARTITION")
+                text = entry.partition("\n--\n-- PostgreSQL database dump complete")[0].strip("- \n")
+                # What pg_dump says of its own session depends on what came before.
+                text = re.sub(r"(?m)^SET .*;\n*", "", text).replace(name.name, "PARTITION")
                 for word, value in (("LOWER", bounds.lower), ("UPPER", bounds.upper)):
                     text = re.sub(rf"'{value:%Y-%m-%d} [^']*'", word, text)
                 if text.lstrip().startswith(("GRANT", "REVOKE")):

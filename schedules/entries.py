@@ -1,4 +1,4 @@
-"""What is due and when, from what is declared: tiers, jobs, scheduled tasks, and the pruning of each ledger.
+"""What is due and when, from what is declared: tiers, jobs, scheduled tasks, partitions, and the pruning of each ledger.
 
 No Celery here: the scheduler puts the entries' slots into the ledger, `upkeep` prints them.
 """
@@ -20,6 +20,10 @@ RUN_JOB = "upkeep.job.run"
 PRUNE = "upkeep.ledger.prune"
 # At night where most databases are, and beside the full and half hours that other jobs like.
 PRUNE_CRON = "30 3 * * *"
+MAINTAIN_PARTITIONS = "upkeep.partitions.maintain"
+ARCHIVE_PARTITIONS = "upkeep.partitions.archive"
+# In this order: what is late goes to the archive, for which there is room by then.
+MAINTAIN_CRON, ARCHIVE_CRON = "0 1 * * *", "0 2 * * *"
 
 
 class Timing(Protocol):
@@ -40,7 +44,7 @@ class Entry:
     """One line of the schedule."""
 
     name: str
-    """`database/tier`, `database/job.NAME`, `database/schedule.NAME`, `database/ledger.prune`."""
+    """`database/tier`, `database/job.NAME`, `database/schedule.NAME`, `database/partitions.maintain`, `…/partitions.archive`, `…/ledger.prune`."""
     database: str
     task: str
     label: str
@@ -83,7 +87,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
     found = [
         entry
         for database in settings.databases.values()
-        for entry in (*_refreshes(database), _prune(database))
+        for entry in (*_refreshes(database), *_partitions(database), _prune(database))
     ]
     found += _jobs(settings)
     found += _scheduled(settings)
@@ -96,6 +100,19 @@ def _refreshes(database: Database) -> Iterator[Entry]:
     for tier in database.tiers.values():
         if tier.name in used:
             yield _entry(database.name, tier.name, REFRESH_TIER, tier, {"tier": tier.name})
+
+
+def _partitions(database: Database) -> Iterator[Entry]:
+    if not database.partitions:
+        return
+    due = [(MAINTAIN_PARTITIONS, MAINTAIN_CRON)]
+    if any(policy.archive != "none" for policy in database.partitions.values()):
+        due.append((ARCHIVE_PARTITIONS, ARCHIVE_CRON))
+    for task, cron in due:
+        label = task.removeprefix("upkeep.")
+        yield Entry(
+            name=f"{database.name}/{label}", database=database.name, task=task, label=label, cron=cron
+        )
 
 
 def _prune(database: Database) -> Entry:

@@ -57,7 +57,7 @@ TAKE_BACK_S = 5.0
 # What a stranger sends as an argument is shown to operators, but not at any length.
 SHOWN_LENGTH = 200
 # The arguments that name what a run works on.
-TARGETS = ("view", "tier", "job")
+TARGETS = ("view", "tier", "job", "table")
 # A bigint's range: beyond it the ledger's query would fail, not find nothing.
 MAX_RUN_ID = 2**63 - 1
 

@@ -26,11 +26,13 @@ from fleet.errors import ConfigurationError, UpkeepError
 from fleet.postgres.connect import Pools, connect
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import ConfigurationErrors
+from schedules.bell import ring
 from schedules.runs import Runs
 from tasks import interruption
 from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
+from tasks.partitions import tasks as partition_tasks
 from tasks.refresh import request_tasks, trigger_tasks
 from tasks.refresh import tasks as refresh_tasks
 from tasks.refresh.view import manage
@@ -101,6 +103,9 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
             "upkeep.refresh.*": {"queue": "refresh"},
             "upkeep.job.*": {"queue": "maintenance"},
             "upkeep.ledger.*": {"queue": "maintenance"},
+            # Moving rows may take long, and nothing that has to be there in time waits for it.
+            "upkeep.partitions.archive": {"queue": "archive"},
+            "upkeep.partitions.*": {"queue": partition_tasks.QUEUE},
         },
         # A message is acknowledged when its work is over: killing a child or a worker loses nothing.
         "task_acks_late": True,
@@ -143,7 +148,7 @@ app.steps["worker"].update({Dispatch, Reaper, Stopping})
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
-    tasks = (refresh_tasks, request_tasks, trigger_tasks, job_tasks, ledger_tasks)
+    tasks = (refresh_tasks, request_tasks, trigger_tasks, job_tasks, ledger_tasks, partition_tasks)
     for task in (each for module in tasks for each in module.TASKS):
         task.Request = Request
         app.register_task(task())
@@ -181,11 +186,19 @@ def _introduce(**_: Any) -> None:
             with connect(database.url.get_secret_value(), application_name="upkeep/start") as connection:
                 refuse_unless_current(connection, database.name)
                 manage(connection, database)
+                _keep_partitions(connection, database)
             log.info("database.kept", database=database.name, views=len(database.views))
         except psycopg.Error as exc:
             log.warning("database.not_ready", database=database.name, error=str(exc).strip())
         except UpkeepError as exc:
             log.warning("database.not_ready", database=database.name, error=exc.message, remedy=exc.remedy)
+
+
+def _keep_partitions(connection: psycopg.Connection[Any], database: settings.Database) -> None:
+    """A fleet that was away for long looks at its partitions at once, and not when it is 01:00 again."""
+    run_id = partition_tasks.at_start(connection, database, datetime.now(UTC))
+    if run_id is not None:
+        ring(app, database.name, [(run_id, partition_tasks.MAINTAIN, partition_tasks.QUEUE)])
 
 
 @signals.worker_process_init.connect

@@ -7,7 +7,17 @@ from datetime import UTC, datetime, timedelta
 from pydantic import SecretStr
 
 from fleet.names import RelationName
-from fleet.settings import BUILT_IN_TIERS, Database, Fleet, Job, Scheduled, Settings, Tier, View
+from fleet.settings import (
+    BUILT_IN_TIERS,
+    Database,
+    Fleet,
+    Job,
+    PartitionSet,
+    Scheduled,
+    Settings,
+    Tier,
+    View,
+)
 from schedules.entries import entries
 
 
@@ -51,6 +61,27 @@ def test_a_database_has_its_own_idea_of_a_tier() -> None:
 
 def test_a_database_without_views_is_pruned_all_the_same() -> None:
     assert list(entries(fleet(database("empty")))) == ["empty/ledger.prune"]
+
+
+def test_a_database_with_policies_keeps_its_partitions_before_it_moves_any() -> None:
+    lending = database("lending")
+    policy = PartitionSet(name=RelationName("public", "t"))
+    made = entries(fleet(lending.model_copy(update={"partitions": {policy.name: policy}})))
+    assert list(made) == [
+        "lending/partitions.maintain",
+        "lending/partitions.archive",
+        "lending/ledger.prune",
+    ]
+    maintain, archive = made["lending/partitions.maintain"], made["lending/partitions.archive"]
+    assert (maintain.task, maintain.label, maintain.cron) == (
+        "upkeep.partitions.maintain",
+        "partitions.maintain",
+        "0 1 * * *",
+    )
+    assert (archive.task, archive.cron, archive.timezone) == ("upkeep.partitions.archive", "0 2 * * *", "UTC")
+    kept = PartitionSet(name=policy.name, archive="none")
+    made = entries(fleet(lending.model_copy(update={"partitions": {policy.name: kept}})))
+    assert "lending/partitions.archive" not in made
 
 
 def test_an_uneven_tick_does_not_expire_before_the_next() -> None:

@@ -175,9 +175,7 @@ def test_every_row_is_seen_once_at_every_moment(kept: Kept) -> None:
         busy(kept, count) as checker,
         busy(kept, count, prepare_threshold=0) as prepared,
         busy(kept, f"{count} AND created_at >= '2026-02-01Z'") as pruned,
-        busy(
-            kept, "INSERT INTO app.transactions SELECT 5000 + (random() * 1e9)::int, '2026-02-09Z'"
-        ) as writer,
+        busy(kept, "INSERT INTO app.transactions SELECT nextval('app.ids'), '2026-02-09Z'") as writer,
     ):
         for number in range(8):
             made = eventually(lambda: kept.make(FEBRUARY, month(2026, 2), drain=True))

@@ -630,10 +630,15 @@ def _execute(statement: sql.Composed, deadline: Deadline) -> None:
 
 def _read(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, Any] | None:
     with connection.transaction(force_rollback=True):
-        _sql.print_plainly(connection)
-        row: dict[str, Any] | None = _sql.read_partition(
-            connection, schema=name.schema, name=name.name, constraint=CHECK_NAME
-        )
+        return _read_within(connection, name)
+
+
+def _read_within(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, Any] | None:
+    """The same in a transaction that may be cut short at any statement: a SAVEPOINT that is leaves psycopg astray."""
+    _sql.print_plainly(connection)
+    row: dict[str, Any] | None = _sql.read_partition(
+        connection, schema=name.schema, name=name.name, constraint=CHECK_NAME
+    )
     return row
 
 
@@ -649,7 +654,7 @@ def _members(connection: psycopg.Connection[Any], oid: int) -> list[_Member]:
 
 
 def _refuse_changed(connection: psycopg.Connection[Any], leaving: _Leaving) -> None:
-    row = _read(connection, leaving.partition)
+    row = _read_within(connection, leaving.partition)
     if row is None or (row["oid"], row["parent"], row["bound"]) != (
         leaving.oid,
         leaving.parent_oid,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
@@ -21,6 +20,7 @@ TABLE = RelationName("public", "transactions")
 META = RelationName("public", "transaction_metadata")
 JANUARY = RelationName("public", "transactions_y2024m01")
 FEBRUARY = RelationName("public", "transactions_y2024m02")
+OWNER, ROLE = "app_owner", "up-keep"
 MONTHS = ("2024-01", "2024-02", "2024-03", "2024-04")
 ROWS = 240
 # Months of two hash parts each, a companion with a foreign key, a table that the transactions refer to.
@@ -57,24 +57,9 @@ def policy(**changes: Any) -> PartitionSet:
 class System:
     """A kept database with the tables of an application's role, and the fleet's with what deploy/grants.sql gives."""
 
-    def __init__(
-        self, database: Database, fleet_url: str, *, owner: str = "app_owner", role: str = "up-keep"
-    ) -> None:
+    def __init__(self, database: Database, fleet_url: str, *, owner: str = OWNER) -> None:
         self.database, self.url, self.owner = database, fleet_url, owner
         self.admin = database.connect(row_factory=dict_row)
-        self.admin.execute(sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(sql.Identifier(owner)))
-        self.as_owner(SCHEMA)
-        for month in MONTHS:
-            self.add_month(month)
-        self.as_owner(FILL, ROWS)
-        self.as_owner(
-            "INSERT INTO public.transaction_metadata SELECT id, partition_date, 'n' || id FROM public.transactions"
-            " WHERE partition_date < '2024-03-01'"
-        )
-        run_grants(database.url, role=role, owner=owner)
-        self.admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(owner), sql.Identifier(role)))
-        self.admin.execute(sql.SQL("CREATE SCHEMA archive AUTHORIZATION {}").format(sql.Identifier(owner)))
-        migrate(fleet_url)
         self.connection = connect(fleet_url, application_name="upkeep/test")
 
     def as_owner(self, statement: str, *values: Any) -> None:
@@ -182,11 +167,34 @@ class System:
 
     def close(self) -> None:
         self.connection.close()
+        self.database.close_connections()
+
+
+def install(database: Database, fleet_url: str, *, owner: str = OWNER, role: str = ROLE) -> None:
+    """The application's tables, and the grants that a DBA gives the fleet."""
+    with database.connect() as admin:
+        admin.execute(sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(sql.Identifier(owner)))
+    system = System(database, fleet_url, owner=owner)
+    system.as_owner(SCHEMA)
+    for month in MONTHS:
+        system.add_month(month)
+    system.as_owner(FILL, ROWS)
+    system.as_owner(
+        "INSERT INTO public.transaction_metadata SELECT id, partition_date, 'n' || id FROM public.transactions"
+        " WHERE partition_date < '2024-03-01'"
+    )
+    run_grants(database.url, role=role, owner=owner)
+    system.admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(owner), sql.Identifier(role)))
+    system.admin.execute(sql.SQL("CREATE SCHEMA archive AUTHORIZATION {}").format(sql.Identifier(owner)))
+    migrate(fleet_url)
+    system.close()
 
 
 def new_system(database: Database, role: Any) -> System:
-    role(database, "app_owner")
-    return System(database, role(database, "up-keep"))
+    role(database, OWNER)
+    url = role(database, ROLE)
+    install(database, url)
+    return System(database, url)
 
 
 __all__ = [
@@ -194,10 +202,12 @@ __all__ = [
     "JANUARY",
     "META",
     "MONTHS",
+    "OWNER",
+    "ROLE",
     "ROWS",
     "TABLE",
     "System",
+    "install",
     "new_system",
     "policy",
-    "psycopg",
 ]

@@ -228,9 +228,9 @@ def test_readers_and_row_security_come_along_and_writers_do_not(system, role):
             assert (ids == {1}) == rls
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             reader.execute("INSERT INTO archive.transactions (id) VALUES (1)")
-        reader.execute("SELECT transaction_id FROM archive.transaction_metadata_all")
+        reader.execute("SELECT transaction_id FROM archive.transaction_metadata")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            reader.execute("SELECT note FROM archive.transaction_metadata_all")
+            reader.execute("SELECT note FROM archive.transaction_metadata")
     if rls:
         system.as_owner("ALTER POLICY mine ON public.transactions USING (account_id = 2)")
         system.move(FEBRUARY)

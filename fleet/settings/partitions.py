@@ -169,11 +169,11 @@ class PartitionSet(TableModel):
     """Where partitions go that are no longer hot: nowhere, or to a table of the same name in `archive_schema`."""
     archive_schema: Name = "archive"
     archive_tablespace: Name | None = None
-    hot: CalendarSpan = Span(months=13)
+    hot: CalendarSpan = Field(default=Span(months=13), validate_default=True)
     """How long rows stay in the table itself."""
-    warm: CalendarSpan = Span(months=36)
+    warm: CalendarSpan = Field(default=Span(months=36), validate_default=True)
     """Until what age they stay in the archive of this database."""
-    cold: CalendarSpan = Span(months=84)
+    cold: CalendarSpan = Field(default=Span(months=84), validate_default=True)
     """Until what age they are kept at all."""
     hold: Condition | None = None
     """A condition of rows that must not be moved yet, as after WHERE."""

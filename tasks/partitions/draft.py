@@ -12,7 +12,7 @@ from fleet.errors import PermanentError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range
 from fleet.settings.partitions import LegalHold, PartitionSet
-from tasks.partitions.calendar import Calendar, Period
+from tasks.partitions.calendar import Calendar, Period, less
 from tasks.partitions.lines import Action, Batch, Known, Line
 from tasks.partitions.ranges import overlap, without
 
@@ -62,6 +62,13 @@ class Draft:
     def holes(self, bounds: Range) -> list[Range]:
         """What of a range no partition has."""
         return without(bounds, (each for each in self.hot if overlap(each, bounds)))
+
+    def gaps(self) -> list[Range]:
+        """Ranges before the current period that no partition has, here or in the archive, nor has ever had."""
+        now = self.calendar.start_of(self.window[0].first)
+        known = in_order([*self.hot, *self.warm, *self.gone])
+        lowers = [each.lower for each in known if each.lower is not None and less(each.lower, now)]
+        return without(Range(lower=lowers[0], upper=now), known) if lowers else []
 
     def is_regular(self, bounds: Range) -> bool:
         """Whether a range is a period of the calendar."""

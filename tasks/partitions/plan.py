@@ -9,8 +9,8 @@ from fleet.errors import PermanentError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range
 from fleet.settings.partitions import PartitionSet
-from tasks.partitions.calendar import Calendar, Period, fitting, less, name_of, subpartition_name
-from tasks.partitions.draft import Draft, counted, in_order
+from tasks.partitions.calendar import Calendar, Period, fitting, name_of, subpartition_name
+from tasks.partitions.draft import Draft, counted
 from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
 from tasks.partitions.ranges import ends_by, intersection, overlap, without
 
@@ -183,7 +183,7 @@ class _Plan(Draft):
     def _stay(self, default: Partition, period: Period, count: int, remedy: str) -> Line:
         bounds = self.calendar.range(period)
         return self.warning(
-            f"{counted(count)} of {self.calendar.said(bounds)} stay in the default partition",
+            f"the default partition keeps {counted(count)} of {self.calendar.said(bounds)}",
             remedy,
             partition=default.name,
             bounds=bounds,
@@ -364,17 +364,8 @@ class _Plan(Draft):
                 )
 
     def _gaps(self) -> Iterator[Line]:
-        """Ranges before now that no partition has, here or in the archive."""
-        now = self.calendar.start_of(self.window[0].first)
-        known = [*self.hot, *self.warm, *self.gone]
-        lowers = [each.lower for each in known if each.lower is not None and less(each.lower, now)]
-        if not lowers:
-            return
-        first = lowers[0]
-        for each in lowers:
-            first = each if less(each, first) else first
         drained = self.known.default_rows.periods if self.known.default_rows is not None else {}
-        for hole in without(Range(lower=first, upper=now), in_order(known)):
+        for hole in self.gaps():
             assert hole.lower is not None
             if self.policy.default == "drain" and drained.get(self.calendar.period_of(hole.lower)):
                 continue
@@ -420,8 +411,10 @@ class _Plan(Draft):
         if other:
             named = ", ".join(each.name.name for each in other[:_NAMED])
             rest = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-            what = f"no {self.policy.interval}" if len(other) == 1 else f"no {self.policy.interval}s"
-            yield self.warning(f"outside of the calendar: {what}: {named}{rest}", "They are kept as they are")
+            yield self.warning(
+                f"outside of the calendar, not of one {self.policy.interval} each: {named}{rest}",
+                "They are kept as they are, and move when all of their range is old",
+            )
 
     def _regular(self, bounds: Range) -> bool:
         # Of many partitions most are regular, and have their neighbours' bounds.

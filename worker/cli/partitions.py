@@ -175,11 +175,11 @@ def _show_table(looked: Looked) -> None:
             name = Text.assemble(
                 "" if line.partition is None else str(line.partition), (f"\n  {line.reason}", "dim")
             )
-            if line.locks:
-                name.append(f"\n  locks {_locks(line)}", "dim")
             shown = "" if line.range is None or calendar is None else calendar.said(line.range)
             table.add_row(output.styled(line.action.value), name, shown, output.number(line.rows))
         out.print(table)
+        for locked in _locks(looked, done):
+            out.print(Text(locked, "dim"))
     said = [
         (
             "warning" if each.warning else "error",
@@ -210,12 +210,22 @@ def _with_range(line: Line, calendar: Calendar | None) -> str:
     return f"{calendar.said(line.range)}: {line.reason}"
 
 
-def _locks(line: Line) -> str:
-    """Every table, those that are locked the same way together."""
-    modes: dict[str, list[str]] = {}
-    for name, mode in line.locks:
-        modes.setdefault(mode, []).append(str(name))
-    return "; ".join(f"{mode}: {', '.join(names)}" for mode, names in modes.items())
+def _locks(looked: Looked, lines: list[Line]) -> list[str]:
+    """Every table that a step locks, once for all that lock the same beside their own partition."""
+    leaves = {each.name: set(each.leaves) for each in (looked.table.partitions if looked.table else ())}
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        own = {line.partition} | (leaves.get(line.partition, set()) if line.partition is not None else set())
+        modes: dict[str, list[str]] = {}
+        for name, mode in line.locks:
+            if name not in own:
+                modes.setdefault(mode, []).append(str(name))
+        said = "; ".join(f"{mode}: {', '.join(names)}" for mode, names in modes.items())
+        if any(name in own for name, _ in line.locks):
+            said += f"{'; ' if said else ''}and the partition itself with its leaves"
+        if said and line.action.value not in found.setdefault(said, []):
+            found[said].append(line.action.value)
+    return [f"{', '.join(actions)} locks {said}" for said, actions in found.items() if actions]
 
 
 def _calendar(looked: Looked) -> Calendar | None:

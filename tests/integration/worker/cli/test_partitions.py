@@ -58,7 +58,9 @@ def test_the_plan_for_people(planned: Upkeep) -> None:
     )
     assert any(line.startswith("drain") and line.endswith(" 1") for line in lines)
     assert any(line.startswith("move    public.t_old") for line in lines)
-    assert "locks SHARE UPDATE EXCLUSIVE: public.t; ACCESS EXCLUSIVE: public.t_default" in " ".join(lines)
+    whole = " ".join(lines)
+    assert "create, drain locks SHARE UPDATE EXCLUSIVE: public.t; ACCESS EXCLUSIVE: public.t_default" in whole
+    assert "move locks ACCESS EXCLUSIVE: public.t, public.t_default; and the partition itself" in whole
     assert "t_year" in said.out  # no month
     assert lines[-2].startswith("1 table: 1 to create, 1 to drain into, 1 to move, 1 to know of.")
     assert max(map(len, said.out.splitlines())) <= 100

@@ -106,11 +106,23 @@ def patiently(
                     _sql.commit_here(connection)
                     return step(Deadline(connection, budget))
             except (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected) as exc:
+                if _interrupted(exc):
+                    raise
                 if tried >= patience.tries or time.monotonic() >= ends:
                     raise _never_free(connection, oids, doing=doing, tried=tried, budget=budget) from exc
             time.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - spreads load, keeps no secret
         else:
             time.sleep(LOOK_S)
+
+
+def _interrupted(exc: BaseException) -> bool:
+    """Whether a statement was cancelled because somebody wants us to stop, and not by its time."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__context__
+    return False
 
 
 def _holders(connection: psycopg.Connection[Any], oids: list[Oid]) -> set[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""What is due and when, from what is declared: tiers, jobs, scheduled tasks, partitions, and the pruning of each ledger.
+"""What is due and when, from what is declared: tiers, jobs, scheduled tasks, partitions, the pruning of ledgers.
 
 No Celery here: the scheduler puts the entries' slots into the ledger, `upkeep` prints them.
 """
@@ -44,7 +44,8 @@ class Entry:
     """One line of the schedule."""
 
     name: str
-    """`database/tier`, `database/job.NAME`, `database/schedule.NAME`, `database/partitions.maintain`, `…/partitions.archive`, `…/ledger.prune`."""
+    """`database/tier`, `database/job.NAME`, `database/schedule.NAME`, `database/partitions.maintain`, `.archive`,
+    `database/ledger.prune`."""
     database: str
     task: str
     label: str

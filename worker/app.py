@@ -32,6 +32,7 @@ from tasks import interruption
 from tasks.base import Runtime
 from tasks.jobs import tasks as job_tasks
 from tasks.ledger import tasks as ledger_tasks
+from tasks.partitions import archive_tasks
 from tasks.partitions import tasks as partition_tasks
 from tasks.refresh import request_tasks, trigger_tasks
 from tasks.refresh import tasks as refresh_tasks
@@ -104,7 +105,7 @@ def configuration(fleet: settings.Settings) -> dict[str, Any]:
             "upkeep.job.*": {"queue": "maintenance"},
             "upkeep.ledger.*": {"queue": "maintenance"},
             # Moving rows may take long, and nothing that has to be there in time waits for it.
-            "upkeep.partitions.archive": {"queue": "archive"},
+            archive_tasks.ARCHIVE: {"queue": archive_tasks.QUEUE},
             "upkeep.partitions.*": {"queue": partition_tasks.QUEUE},
         },
         # A message is acknowledged when its work is over: killing a child or a worker loses nothing.
@@ -148,7 +149,15 @@ app.steps["worker"].update({Dispatch, Reaper, Stopping})
 
 @app.on_after_finalize.connect  # registering binds a task to the configuration: an import must not need one
 def _register(**_: Any) -> None:
-    tasks = (refresh_tasks, request_tasks, trigger_tasks, job_tasks, ledger_tasks, partition_tasks)
+    tasks = (
+        refresh_tasks,
+        request_tasks,
+        trigger_tasks,
+        job_tasks,
+        ledger_tasks,
+        partition_tasks,
+        archive_tasks,
+    )
     for task in (each for module in tasks for each in module.TASKS):
         task.Request = Request
         app.register_task(task())

@@ -79,6 +79,11 @@ class Maker:
                     raise explain(exc, doing=f"Making the partition {name}") from exc
                 # Rows of its range have come into the default partition since it was planned.
                 drain, overtaken = True, exc
+            except errors.UniqueViolation as exc:
+                if exc.diag.schema_name != "pg_catalog":
+                    raise explain(exc, doing=f"Making the partition {name}") from exc
+                # The same name, in the same moment.
+                overtaken = exc
             except _Changed:
                 continue
             except psycopg.Error as exc:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,6 +26,7 @@ from tasks.partitions.calendar import Calendar, less
 from tasks.partitions.create import Maker
 from tasks.partitions.lines import Action, Line
 from tasks.partitions.look import Looked, look
+from tasks.partitions.plan import plan
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,21 @@ COUNT_TIMEOUT = timedelta(seconds=5)
 ANALYZE_ONLY = 180_000
 # A range without an end is far enough ahead for everybody.
 FOREVER_DAYS = 36_500.0
+# What a policy may have wrong without any harm to what has to be there tomorrow.
+OF_THE_ARCHIVE = frozenset(
+    {
+        "archive",
+        "archive_schema",
+        "archive_tablespace",
+        "companions",
+        "hold",
+        "legal_holds",
+        "hot",
+        "warm",
+        "cold",
+    }
+)
+WITHOUT_ROWS = frozenset({Action.FINALIZE, Action.CREATE, Action.WARN})
 # Of what a run's result lists.
 LISTED = 20
 
@@ -98,13 +114,13 @@ def keep(
         PermanentError: the policy and the table contradict each other; nothing was done.
     """
     kept, maker = Kept(), Maker(connection=connection, policy=policy, patience=patience or Patience())
-    looked = _look(connection, database, policy)
+    looked = _look(connection, database, policy, kept)
     for line in _of(looked, Action.FINALIZE):
         with _noting(kept, connection, line):
             _finalize(maker, line)
             kept.finalized.append(_partition(line))
     if kept.finalized:
-        looked = _look(connection, database, policy)
+        looked = _look(connection, database, policy, Kept())
     if policy.default == "drain" and looked.table is not None and looked.table.default is None:
         name = RelationName(policy.name.schema, f"{policy.name.name}_default")
         with _noting(kept, connection, Line(action=Action.CREATE, table=policy.name, partition=name)):
@@ -114,7 +130,7 @@ def keep(
         with _noting(kept, connection, line):
             _make(maker, line, kept)
     kept.failures += [
-        PermanentError(f"{line.table}: {line.reason}", remedy=line.remedy)
+        PermanentError(f"{line.partition or line.table}: {line.reason}", remedy=line.remedy)
         for line in looked.lines
         if line.action is Action.REFUSE and _is_about_what_is_missing(line, looked)
     ]
@@ -142,15 +158,23 @@ def days_ahead(table: PartitionedTable, calendar: Calendar, clock: datetime) -> 
     return max(0.0, ahead / timedelta(days=1))
 
 
-def _look(connection: psycopg.Connection[Any], database: Database, policy: PartitionSet) -> Looked:
+def _look(
+    connection: psycopg.Connection[Any], database: Database, policy: PartitionSet, kept: Kept
+) -> Looked:
     looked = next(iter(look(connection, database, [policy.name], clock=_sql.clock(connection))))
     wrong = [each for each in looked.contradictions if not each.warning]
-    if wrong:
-        raise PermanentError(
-            f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
-            remedy=wrong[0].remedy or "upkeep check",
-        )
-    return looked
+    if not wrong:
+        return looked
+    error = PermanentError(
+        f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
+        remedy=wrong[0].remedy or "upkeep check",
+    )
+    if looked.table is None or any(each.setting not in OF_THE_ARCHIVE for each in wrong):
+        raise error
+    # What cannot be moved away is no reason to refuse the rows of tomorrow.
+    lines = plan(policy, looked.table, archive=looked.archive, clock=_sql.clock(connection))
+    kept.failures.append(error)
+    return replace(looked, lines=tuple(line for line in lines if line.action in WITHOUT_ROWS))
 
 
 def _of(looked: Looked, *actions: Action) -> list[Line]:
@@ -230,7 +254,7 @@ def _say_how_it_stands(
     connection: psycopg.Connection[Any], database: Database, policy: PartitionSet, kept: Kept
 ) -> None:
     clock = _sql.clock(connection)
-    looked = _look(connection, database, policy)
+    looked = _look(connection, database, policy, Kept())
     table = looked.table
     # Or there would have been a contradiction.
     assert table is not None

@@ -58,6 +58,7 @@ def test_the_tasks_have_their_wire_names(tmp_path: Path, fleet: settings.Setting
     assert names == {
         "upkeep.job.run",
         "upkeep.ledger.prune",
+        "upkeep.partitions.archive",
         "upkeep.partitions.maintain",
         "upkeep.refresh.all",
         "upkeep.refresh.request",

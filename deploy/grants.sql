@@ -2,6 +2,7 @@
 --
 --   psql -d lending -v role=upkeep -v owner=app_owner -f deploy/grants.sql
 --   psql -d lending -v role=upkeep -v owner=app_owner -v on_write=1 -f deploy/grants.sql
+--   psql -d lending -v role=upkeep -v owner=app_owner -v partitions=1 -f deploy/grants.sql
 --
 -- Run it as a superuser or as the database's owner, once per database and once per owner of materialized views. The role must exist:
 --   CREATE ROLE upkeep LOGIN PASSWORD '…';
@@ -38,6 +39,15 @@ SELECT format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, :'role')
 SELECT format('GRANT TRIGGER ON %I.%I TO %I', n.nspname, c.relname, :'role')
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND pg_get_userbyid(c.relowner) = :'owner' \gexec
+\endif
+
+-- Only with -v partitions=1: what upkeep.partitions.* needs, with the owner of partitioned tables. To make, attach and detach takes the owner
+-- or a member of it on every version, and the owner must be allowed to create in the tables' schemas.
+\if :{?partitions}
+SELECT format('GRANT %I TO %I', :'owner', :'role') \gexec
+SELECT format('GRANT CREATE, USAGE ON SCHEMA %I TO %I', n.nspname, :'owner')
+  FROM pg_namespace n
+ WHERE EXISTS (SELECT 1 FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind = 'p' AND pg_get_userbyid(c.relowner) = :'owner') \gexec
 \endif
 
 -- Applications that call upkeep.request_refresh, after `upkeep migrate`; the tables behind it need no grant, and triggers none at all:

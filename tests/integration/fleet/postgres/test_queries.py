@@ -67,6 +67,7 @@ def test_the_catalogues_queries_are_among_them() -> None:
     found = {path.name for path in FILES if path.parent.name == "catalog"}
     assert found == {
         "definition.sql",
+        "partitions.sql",
         "reading.sql",
         "server.sql",
         "sources.sql",

@@ -71,7 +71,7 @@ class Maker:
                 return made
             try:
                 return self._patiently(table, name, range_, drain=drain)
-            except (errors.DuplicateTable, errors.InvalidObjectDefinition) as exc:
+            except (errors.DuplicateTable, errors.DuplicateObject, errors.InvalidObjectDefinition) as exc:
                 # Somebody was faster, which the next look shows; or it cannot be done.
                 overtaken = exc
             except errors.CheckViolation as exc:

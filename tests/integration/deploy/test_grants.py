@@ -10,11 +10,16 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
 
+from fleet import settings
 from fleet.errors import PermanentError
 from fleet.ledger import State
+from fleet.names import RelationName
 from fleet.postgres.connect import connect
 from fleet.postgres.migrations import migrate
+from fleet.settings import PartitionSet
+from tasks.partitions.keep import keep
 from tasks.refresh.trigger_ddl import carry_out, look
 from tasks.refresh.triggers import State as Stands
 from tests.integration.tasks.refresh.conftest import System, view
@@ -23,7 +28,7 @@ from worker.embedded.postgres import EmbeddedPostgres
 GRANTS = Path(__file__).parents[3] / "deploy" / "grants.sql"
 
 
-def run_grants(url: str, *, role: str, owner: str, on_write: bool = False) -> None:
+def run_grants(url: str, *, role: str, owner: str, on_write: bool = False, partitions: bool = False) -> None:
     # psql comes with the wheel; the matrix's servers bring none.
     psql = EmbeddedPostgres(version=18).bin_dir / "psql"
     given = conninfo_to_dict(url)
@@ -36,6 +41,7 @@ def run_grants(url: str, *, role: str, owner: str, on_write: bool = False) -> No
             "-v",
             f"owner={owner}",
             *(["-v", "on_write=1"] if on_write else []),
+            *(["-v", "partitions=1"] if partitions else []),
             "-f",
             GRANTS,
         ],
@@ -116,3 +122,27 @@ def test_the_grants_for_triggers_are_enough_and_asked_for(database, role):
                 )
             writer.execute("SELECT upkeep.request_refresh('public.v')")
         assert system.scalar("SELECT count(*) FROM upkeep.refresh_request") == 2
+
+
+def test_the_grants_for_partitions_are_enough(database, role):
+    owner_url, fleet_url = (role(database, name) for name in ("app owner", "up-keep"))
+    with database.connect() as admin:
+        admin.execute('CREATE SCHEMA app; GRANT USAGE, CREATE ON SCHEMA app TO "app owner"')
+    with psycopg.connect(owner_url) as owner:
+        owner.execute("CREATE TABLE app.t (at date NOT NULL) PARTITION BY RANGE (at)")
+    with database.connect() as admin:
+        admin.execute('REVOKE CREATE ON SCHEMA app FROM "app owner"')
+    run_grants(database.url, role="up-keep", owner="app owner", partitions=True)
+    migrate(fleet_url)
+    one = PartitionSet(name=RelationName("app", "t"), archive="none", default="drain")
+    declared = settings.Database(name="kept", url=SecretStr(fleet_url), partitions={one.name: one})
+    with connect(fleet_url, application_name="upkeep/test") as connection:
+        assert not connection.execute(
+            "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()[0]
+        found = keep(connection, declared, one)
+        assert (len(found.created), found.failures, found.analyzed) == (5, [], True)
+        owners = connection.execute(
+            "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = 'app'::regnamespace"
+        ).fetchall()
+        assert owners == [('"app owner"',)]

@@ -67,9 +67,9 @@ class Maker:
             raise ValueError("a default partition is not drained into itself")
         for _ in range(LOOKS):
             table = self._look()
-            if (made := self._standing(table, name, range_)) is not None:
-                return made
             try:
+                if (made := self._standing(table, name, range_)) is not None:
+                    return made
                 return self._patiently(table, name, range_, drain=drain)
             except (errors.DuplicateTable, errors.DuplicateObject, errors.InvalidObjectDefinition) as exc:
                 # Somebody was faster, which the next look shows; or it cannot be done.
@@ -113,6 +113,8 @@ class Maker:
                 return Made(name=each.name, created=False, reason=f"{each.name} is there already")
             return Made(name=each.name, created=False, reason=f"{each.name} has rows of that range already")
         for row in _sql.standing(self.connection, schema=name.schema, name=name.name):
+            if row["parent"] == table.oid and row["oid"] not in {each.oid for each in table.partitions}:
+                raise _Changed  # it came between our two looks
             what = (
                 "a partition of it for another range" if row["parent"] == table.oid else "no partition of it"
             )

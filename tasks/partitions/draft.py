@@ -28,6 +28,7 @@ class Draft:
     clock: datetime
     known: Known
     calendar: Calendar
+    companions: Sequence[PartitionedTable] = ()
 
     @cached_property
     def window(self) -> list[Period]:
@@ -134,11 +135,23 @@ class Draft:
         }
         locks = [(name, "ACCESS EXCLUSIVE") for name in [*exclusive, *sorted(referencing)]]
         locks += [(name, "SHARE ROW EXCLUSIVE") for name in self._referenced(self.table)]
+        for companion in self.companions:
+            locks += self._companion_locks(companion, partition)
         if self.archive is not None:
             locks.append((self.archive.name, "SHARE UPDATE EXCLUSIVE"))
             if self.archive.default is not None:
                 locks.append((self.archive.default.name, "ACCESS EXCLUSIVE"))
-        return tuple(locks)
+        # A companion with a foreign key between the parents is there twice.
+        return tuple(dict.fromkeys(locks))
+
+    @staticmethod
+    def _companion_locks(companion: PartitionedTable, partition: Partition) -> list[tuple[RelationName, str]]:
+        """Its rows have moved before; if it is partitioned alike, its partition goes along in the same moment."""
+        if companion.kind != "p":
+            return []
+        alike = [each for each in companion.partitions if each.range == partition.range]
+        names = [companion.name, *(name for each in alike for name in (each.name, *each.leaves))]
+        return [(name, "ACCESS EXCLUSIVE") for name in dict.fromkeys(names)] if alike else []
 
     @staticmethod
     def _referenced(table: PartitionedTable) -> list[RelationName]:

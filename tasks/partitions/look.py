@@ -163,6 +163,7 @@ class _Look:
             table,
             archive=self.tables.get(_archive_of(policy)) if policy.archive != "none" else None,
             batches=self.batches.get(policy.name, ()),
+            companions=[self.tables[name] for name in policy.companions if name in self.tables],
             clock=self.clock,
             known=known,
         )

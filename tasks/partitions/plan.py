@@ -32,6 +32,7 @@ def plan(
     *,
     archive: PartitionedTable | None = None,
     batches: Iterable[Batch] = (),
+    companions: Iterable[PartitionedTable] = (),
     clock: datetime,
     known: Known = NOTHING_KNOWN,
 ) -> list[Line]:
@@ -60,6 +61,7 @@ def plan(
         clock=clock,
         known=known,
         calendar=calendar,
+        companions=tuple(companions),
     )
     order = list(Action)
     # Sorting keeps the order of ranges and names within an action.

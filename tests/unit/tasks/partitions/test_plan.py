@@ -342,6 +342,19 @@ def test_the_locks_of_a_move() -> None:
     ]
 
 
+def test_a_companion_that_is_partitioned_alike_goes_along() -> None:
+    alike = table(
+        partition("2023-01-01/2023-02-01", "meta_y2023m01"),
+        partition("2023-02-01/2023-03-01", "meta_y2023m02"),
+        name=META,
+    )
+    (line,) = plan(policy(companions=["public.meta"]), table(OLD, *KEPT), companions=[alike], clock=CLOCK)
+    assert [(str(name), mode) for name, mode in line.locks][-2:] == [
+        ("public.meta", "ACCESS EXCLUSIVE"),
+        ("public.meta_y2023m01", "ACCESS EXCLUSIVE"),
+    ]
+
+
 def test_the_locks_of_a_new_partition() -> None:
     found = planned(
         None,

@@ -55,8 +55,9 @@ WITH RECURSIVE child AS MATERIALIZED (
       FROM below AS b
      CROSS JOIN LATERAL (
          SELECT i.inhrelid AS oid,
-                CASE WHEN p.partstrat = 'h' THEN 1.0 / pg_catalog.substring(
-                         pg_catalog.pg_get_expr(c.relpartbound, 0::oid), 'modulus (\d+)')::float8 END AS part
+                -- FOR VALUES WITH (modulus 8, remainder 3)
+                CASE WHEN p.partstrat = 'h' THEN 1.0 / pg_catalog.split_part(pg_catalog.split_part(
+                         pg_catalog.pg_get_expr(c.relpartbound, 0::oid), 'modulus ', 2), ',', 1)::float8 END AS part
            FROM pg_catalog.pg_partitioned_table AS p
            JOIN pg_catalog.pg_inherits AS i ON i.inhparent = p.partrelid
            JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
@@ -65,11 +66,11 @@ WITH RECURSIVE child AS MATERIALIZED (
 ), leaf AS (
     SELECT b.top, pg_catalog.sum(s.rows)::bigint AS rows, pg_catalog.sum(s.pages)::bigint AS pages,
            pg_catalog.sum(b.share) AS share,
-           pg_catalog.array_agg(s.schema ORDER BY s.schema, s.name) AS schemas,
-           pg_catalog.array_agg(s.name ORDER BY s.schema, s.name) AS names
+           pg_catalog.array_agg(n.nspname::text ORDER BY n.nspname, s.name) AS schemas,
+           pg_catalog.array_agg(s.name ORDER BY n.nspname, s.name) AS names
       FROM below AS b
      CROSS JOIN LATERAL (
-         SELECT n.nspname::text AS schema, c.relname::text AS name, greatest(c.reltuples, 0) AS rows,
+         SELECT c.relnamespace, c.relname::text AS name, greatest(c.reltuples, 0) AS rows,
                 c.relpages
                 + coalesce((SELECT t.relpages FROM pg_catalog.pg_class AS t WHERE t.oid = c.reltoastrelid), 0)
                 + coalesce((SELECT pg_catalog.sum(t.relpages)
@@ -77,12 +78,12 @@ WITH RECURSIVE child AS MATERIALIZED (
                               JOIN pg_catalog.pg_class AS t ON t.oid = x.indexrelid
                              WHERE x.indrelid = c.oid), 0) AS pages
            FROM pg_catalog.pg_class AS c
-           JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
           WHERE c.oid = b.oid AND c.relkind <> 'p'
          OFFSET 0) AS s
+      JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
      GROUP BY b.top
 )
-SELECT k.parent, k.oid, k.pending, s.*,
+SELECT k.parent, k.oid, k.pending, n.nspname::text AS schema, s.*,
        coalesce(l.rows, 0) AS rows,
        coalesce(l.pages, 0) * pg_catalog.current_setting('block_size')::bigint AS bytes,
        CASE WHEN s.kind = 'p' THEN l.schemas END AS leaf_schemas,
@@ -90,16 +91,16 @@ SELECT k.parent, k.oid, k.pending, s.*,
        l.share
   FROM child AS k
  CROSS JOIN LATERAL (
-     SELECT n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
+     SELECT c.relnamespace, c.relname::text AS name, c.relkind::text AS kind,
             pg_catalog.pg_get_expr(c.relpartbound, 0::oid) AS bound,
             pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
             coalesce((SELECT t.spcname::text FROM pg_catalog.pg_tablespace AS t WHERE t.oid = c.reltablespace), '') AS tablespace,
             CASE WHEN c.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END AS subpartition_key,
             (SELECT p.partstrat = 'h' FROM pg_catalog.pg_partitioned_table AS p WHERE p.partrelid = c.oid) AS hashed
        FROM pg_catalog.pg_class AS c
-       JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
       WHERE c.oid = k.oid
      OFFSET 0) AS s
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = s.relnamespace
   LEFT JOIN leaf AS l ON l.top = k.oid;
 
 -- name: read_unique_keys

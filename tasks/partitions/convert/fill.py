@@ -2,8 +2,8 @@
 
 A batch locks the rows that it copies FOR SHARE. So a write to one of them either comes before, and the batch sees it,
 or waits for the batch's end, and its trigger finds the copy. The trigger copies the row as it is, not as the write left
-it, because a trigger of the application may have written to it in between. A transaction in REPEATABLE READ or above does
-not see copies that were made since it began: its writes are noted, and those rows are copied again under a short lock.
+it, because a trigger of the application may have written to it in between. A transaction in REPEATABLE READ does
+not see copies made since it began: its writes are noted, and those rows are copied again under a short lock.
 """
 
 from __future__ import annotations

@@ -177,6 +177,16 @@ def _refusals(facts: Facts, asked: Asked) -> Iterator[tuple[str, str]]:
             sql.Identifier(table.schema), sql.Identifier(table.owner)
         )
         yield f"The owner of {name}, {table.owner}, may not create tables in its schema", grant.as_string()
+    if asked.policy.subpartitions is not None:
+        yield (
+            f"The policy of {name} divides its partitions by hash, which a conversion does not",
+            "Take subpartitions out of it until it is converted: new partitions will have them",
+        )
+    if asked.how is How.FILL and table.forced_row_security:
+        yield (
+            f"{name} has FORCE ROW LEVEL SECURITY, so that not even its owner can copy every row",
+            f"--how attach, or ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY",
+        )
     yield from _column_refusals(facts, asked)
     yield from _key_refusals(facts, asked)
     yield from _dependent_refusals(facts, asked)

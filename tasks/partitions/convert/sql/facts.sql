@@ -192,6 +192,7 @@ SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) AS
    AND NOT (d.refclassid = 'pg_catalog.pg_class'::regclass AND (
          (d.deptype = 'a' AND d.classid <> 'pg_catalog.pg_rewrite'::regclass AND d.classid <> 'pg_catalog.pg_policy'::regclass AND d.classid <> 'pg_catalog.pg_proc'::regclass)
       OR d.classid = 'pg_catalog.pg_constraint'::regclass
+      OR (d.classid = 'pg_catalog.pg_attrdef'::regclass AND EXISTS (SELECT FROM pg_catalog.pg_attrdef AS e WHERE e.oid = d.objid AND e.adrelid = c.oid))
       OR (d.classid = 'pg_catalog.pg_trigger'::regclass AND EXISTS (SELECT FROM pg_catalog.pg_trigger AS g WHERE g.oid = d.objid AND g.tgrelid = c.oid))
       OR (d.classid = 'pg_catalog.pg_policy'::regclass AND EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.oid = d.objid AND p.polrelid = c.oid))
       OR (d.classid = 'pg_catalog.pg_proc'::regclass AND EXISTS (SELECT FROM pg_catalog.pg_proc AS p WHERE p.oid = d.objid AND p.prosqlbody IS NOT NULL AND p.prokind IN ('f', 'p')))

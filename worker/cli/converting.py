@@ -16,7 +16,6 @@ from tasks.partitions.convert.run import Converter, finish, look_at, settle
 from tasks.partitions.convert.state import Conversion, get, read_all
 from worker.cli import options, output
 
-
 # What a conversion takes from a policy that is declared already.
 _DECLARED = (
     "column",

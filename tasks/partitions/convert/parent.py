@@ -27,7 +27,7 @@ _LIKE = sql.SQL(
 
 
 def create_parent(deadline: Deadline, plan: Plan) -> None:
-    """Make it, empty, with its partitions; nobody else knows of it, but tables that it refers to are locked."""
+    """Make it, empty, with its partitions: nobody knows of it yet, so that nobody waits."""
     facts, asked = plan.facts, plan.asked
     parent = beside(facts.name).identifier()
     deadline.execute(_LIKE.format(parent, facts.name.identifier(), sql.Identifier(asked.column)))
@@ -42,16 +42,22 @@ def create_parent(deadline: Deadline, plan: Plan) -> None:
     for each in facts.indexes:
         if not each.is_unique or asked.column in each.columns or asked.how is How.FILL:
             add_index(deadline, parent, each, working(each.name, NEW), asked.column)
-    for each in facts.outgoing:
-        deadline.execute(
-            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
-                parent, sql.Identifier(each.name), sql.SQL(each.definition)
-            )
-        )
     for name, bounds in plan.ranges:
         create_partition(deadline, facts, name, bounds)
     if asked.how is How.FILL:
         create_partition(deadline, facts, default_name(facts), None)
+
+
+def add_reference(deadline: Deadline, table: sql.Identifier, key: Row) -> None:
+    """One foreign key of an empty table; the table that it refers to is locked for a moment.
+
+    First each partition gets it, then the parent, which finds it there: so no lock lasts for all of them.
+    """
+    deadline.execute(
+        sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
+            table, sql.Identifier(key.name), sql.SQL(key.definition)
+        )
+    )
 
 
 def default_name(facts: Facts) -> RelationName:

@@ -436,8 +436,13 @@ def _steps(
     name, parent = facts.name, beside(facts.name)
     budget = f"at most {int(asked.policy.lock_budget.total_seconds() * 1000)} ms"
     referenced = len({each.referenced for each in facts.outgoing})
-    locks = f"SHARE ROW EXCLUSIVE on {referenced} referenced tables, {budget}" if referenced else ""
-    yield Step(name="parent", what=f"create {parent}, with {partitions} partitions", locks=locks)
+    yield Step(name="parent", what=f"create {parent}, with {partitions} partitions")
+    if referenced:
+        yield Step(
+            name="references",
+            what="give it the foreign keys, one partition after the other",
+            locks=f"each: SHARE ROW EXCLUSIVE on the table referred to, {budget}",
+        )
     if asked.how is How.ATTACH:
         for each in facts.keys(asked.column):
             yield Step(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +27,7 @@ from fleet.postgres.patience import Deadline, Patience, patiently
 from tasks.partitions.calendar import text
 from tasks.partitions.convert import attach, fill, views
 from tasks.partitions.convert.facts import Facts, Row, facts_sql, look, working
-from tasks.partitions.convert.parent import create_parent, default_name
+from tasks.partitions.convert.parent import add_reference, create_parent, default_name
 from tasks.partitions.convert.plan import Asked, Extent, How, Plan, beside, control_type, judge, plan
 from tasks.partitions.convert.state import (
     Conversion,
@@ -43,6 +43,8 @@ from tasks.partitions.convert.switch import switch
 CONVERT = "upkeep.partitions.convert"
 Tell = Callable[[str], None]
 # An operator waits for it: longer than a run of the fleet would.
+# Where nobody waits.
+UNHURRIED = timedelta(hours=1)
 PATIENCE = Patience(tries=60, total=Patience().total * 5)
 
 
@@ -222,7 +224,8 @@ class Converter:
         """Everything but the switch, as far as it is not done."""
         facts = self.plan.facts
         with working_on(self.connection, facts.oid):
-            self._step("parent", self._parent, [each.referenced for each in facts.outgoing])
+            self._step("parent", self._parent, None)
+            self._references()
             if self.plan.asked.how is How.ATTACH:
                 self._attach()
             else:
@@ -306,11 +309,11 @@ class Converter:
                     as_owner=False,
                 )
             if "parent" in conversion.steps:
-                self._undo("references", self._drop_references, referenced)
+                self._drop_references()
                 self._undo(
                     "parent",
                     lambda deadline: deadline.execute(sql.SQL("DROP TABLE {}").format(parent.identifier())),
-                    [],
+                    None,
                 )
             if self.plan.asked.how is How.ATTACH:
                 with acting_as(self.connection, facts.table.owner):
@@ -327,16 +330,50 @@ class Converter:
         rows = facts_sql.constraints(self.connection, oid=Oid(parent), as_role="USAGE")
         return [each for each in (Row(**row) for row in rows) if each.kind == "f" and each.ours]
 
-    def _drop_references(self, deadline: Deadline) -> None:
-        for each in self._outgoing():
-            deadline.execute(
-                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
-                    beside(self.plan.facts.name).identifier(), sql.Identifier(each.name)
-                )
-            )
+    def _drop_references(self) -> None:
+        """The parent's, and with them its partitions'; then those of partitions whose parent had none yet."""
+        parent = self.conversion.parent
+        assert parent is not None
+        rows = facts_sql.partitions(self.connection, oid=Oid(parent))
+        parts = [(row["oid"], RelationName(row["schema"], row["name"])) for row in rows]
+        for oid, name in ((parent, beside(self.plan.facts.name)), *parts):
+            for row in facts_sql.constraints(self.connection, oid=Oid(oid), as_role="USAGE"):
+                if row["kind"] == "f" and row["ours"]:
+                    statement = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
+                        name.identifier(), sql.Identifier(row["name"])
+                    )
+                    self._undo(
+                        "references",
+                        lambda deadline, statement=statement: deadline.execute(statement),  # type: ignore[misc]
+                        [row["referenced"]],
+                    )
 
     def _parent(self, deadline: Deadline) -> None:
         create_parent(deadline, self.plan)
+
+    def _references(self) -> None:
+        """One lock at a time: a partition's, and at last the parent's, which takes these over."""
+        facts, parent = self.plan.facts, self.conversion.parent
+        if "references" in self.conversion.steps or not facts.outgoing:
+            return
+        assert parent is not None
+        parts = [
+            (row["oid"], RelationName(row["schema"], row["name"]))
+            for row in facts_sql.partitions(self.connection, oid=Oid(parent))
+        ]
+        for key in facts.outgoing:
+            for oid, name in (*parts, (parent, beside(facts.name))):
+                if facts_sql.has_constraint(self.connection, oid=Oid(oid), name=key.name) is None:
+                    self._patiently(
+                        "references",
+                        lambda deadline, name=name, key=key: self._do(  # type: ignore[misc]
+                            lambda deadline: add_reference(deadline, name.identifier(), key),
+                            deadline,
+                            as_owner=True,
+                        ),
+                        [key.referenced],
+                    )
+        self._note("references")
 
     def _attach(self) -> None:
         facts = self.plan.facts
@@ -418,7 +455,12 @@ class Converter:
             )
 
     def _step(
-        self, name: str, do: Callable[[Deadline], object], relations: list[int], *, as_owner: bool = True
+        self,
+        name: str,
+        do: Callable[[Deadline], object],
+        relations: list[int] | None,
+        *,
+        as_owner: bool = True,
     ) -> None:
         if name in self.conversion.steps:
             return
@@ -433,7 +475,12 @@ class Converter:
         self._patiently(name, one, relations)
 
     def _undo(
-        self, name: str, do: Callable[[Deadline], object], relations: list[int], *, as_owner: bool = True
+        self,
+        name: str,
+        do: Callable[[Deadline], object],
+        relations: list[int] | None,
+        *,
+        as_owner: bool = True,
     ) -> None:
         self.tell(f"undoing {name}")
 
@@ -450,7 +497,13 @@ class Converter:
         else:
             do(deadline)
 
-    def _patiently(self, name: str, one: Callable[[Deadline], None], relations: list[int]) -> None:
+    def _patiently(self, name: str, one: Callable[[Deadline], None], relations: list[int] | None) -> None:
+        """`relations`: what it locks that somebody may want; None: nothing, so that it may take its time."""
+        if relations is None:
+            with self.connection.transaction():
+                one(Deadline(self.connection, UNHURRIED))
+            self._reread()
+            return
         patiently(
             self.connection,
             one,

@@ -29,7 +29,7 @@ from worker.embedded.postgres import EmbeddedPostgres
 __all__ = ["clone", "installed"]
 
 # The longest that a statement of the application may wait: the budget, and what two busy cores add.
-BUDGET_MS = 1000
+BUDGET_MS = 200
 MARGIN_S = 1.5
 
 

@@ -1,4 +1,4 @@
-"""Converts a table and dies, as by SIGKILL, before its nth statement: `python killed.py URL TABLE HOW COLUMN N [back]`."""
+"""Converts a table and dies by SIGKILL before its nth statement: URL TABLE HOW COLUMN N [back]."""
 
 from __future__ import annotations
 

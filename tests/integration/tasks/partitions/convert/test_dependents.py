@@ -35,8 +35,10 @@ CREATE INDEX "entry Kind" ON app.entry USING btree (kind, lower(note)) WHERE kin
 COMMENT ON TABLE app.entry IS 'What was entered';
 COMMENT ON COLUMN app.entry.note IS 'Why';
 ALTER TABLE app.entry ALTER COLUMN kind SET STATISTICS 500;
-CREATE TABLE app.line (entry bigint, at timestamptz, amount int, FOREIGN KEY (entry, at) REFERENCES app.entry ON DELETE CASCADE);
-INSERT INTO app.entry (kind, at, note) SELECT 1 + i % 5, now() - i * interval '1 day', 'n' || i FROM generate_series(1, 400) i;
+CREATE TABLE app.line (entry bigint, at timestamptz, amount int,
+    FOREIGN KEY (entry, at) REFERENCES app.entry ON DELETE CASCADE);
+INSERT INTO app.entry (kind, at, note)
+SELECT 1 + i % 5, now() - i * interval '1 day', 'n' || i FROM generate_series(1, 400) i;
 INSERT INTO app.line SELECT id, at, 1 FROM app.entry;
 CREATE TABLE app.log (what text);
 CREATE FUNCTION app.logged() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -46,7 +48,8 @@ CREATE TRIGGER entry_truncated AFTER TRUNCATE ON app.entry FOR EACH STATEMENT EX
 ALTER TABLE app.entry ENABLE ALWAYS TRIGGER entry_logged;
 CREATE POLICY own ON app.entry FOR SELECT USING (kind < 5);
 ALTER TABLE app.entry ENABLE ROW LEVEL SECURITY;
-CREATE VIEW app.recent WITH (security_barrier = true) AS SELECT entry.*, entry.id AS entry FROM app.entry WHERE at > '2020-01-01';
+CREATE VIEW app.recent WITH (security_barrier = true) AS
+SELECT entry.*, entry.id AS entry FROM app.entry WHERE at > '2020-01-01';
 CREATE MATERIALIZED VIEW app.per_kind AS SELECT kind, count(*) AS entries FROM app.entry GROUP BY kind;
 CREATE UNIQUE INDEX per_kind_key ON app.per_kind (kind);
 COMMENT ON MATERIALIZED VIEW app.per_kind IS 'Counted';

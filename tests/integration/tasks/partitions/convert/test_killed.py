@@ -14,6 +14,7 @@ from tests.integration.tasks.partitions.convert.conftest import Conversions, Wri
 from tests.servers import Database
 
 ROOT = Path(__file__).parents[5]
+KILLED = "tests.integration.tasks.partitions.convert.killed"
 SCHEMA = """
 CREATE TABLE public.kind (id int PRIMARY KEY);
 INSERT INTO public.kind SELECT generate_series(1, 5);
@@ -30,8 +31,7 @@ pytestmark = pytest.mark.slow
 
 def child(database: Database, how: str, number: int, *rest: str) -> int:
     return subprocess.run(
-        [sys.executable, "-m", "tests.integration.tasks.partitions.convert.killed"]
-        + [database.url, "public.t", how, "at", str(number), *rest],
+        [sys.executable, "-m", KILLED, database.url, "public.t", how, "at", str(number), *rest],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -109,7 +109,7 @@ def test_there_is_a_way_back_from_every_step(new_database, how):
             child(database, how, number // 3, "back")
             if admin.execute("SELECT 1 FROM upkeep.conversion WHERE finished_at IS NULL").fetchone():
                 Conversions(database.url).back(asked("public.t", how, "at"))
-            assert dump(database) == there, (number, admin.execute('TABLE upkeep.conversion').fetchall())
+            assert dump(database) == there, (number, admin.execute("TABLE upkeep.conversion").fetchall())
     writer.check()
     assert len(seen) > 2
     assert admin.execute("SELECT count(*) FROM public.t WHERE note = 'n'").fetchone() == (3000,)

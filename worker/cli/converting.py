@@ -120,7 +120,12 @@ def convert(
         refuse_unless_current(connection, chosen.name)
         settle(connection)
         if not dry_run:
-            _report_finished(finish(connection), chosen, as_json=as_json)
+            finished = finish(connection)
+            same = [each for each in finished if each.table_name == str(name)]
+            # One JSON document at most: of this table, or of what follows here.
+            _report_finished(same if as_json else finished, chosen, as_json=as_json)
+            if same:
+                return int(back)  # it was stopped after the switch, and had only this left
         plan, conversion = look_at(connection, name, asked)
         if dry_run:
             _show_plan(plan, conversion, as_json=as_json)
@@ -227,7 +232,9 @@ def _show_plan(plan: Plan, conversion: Conversion | None, *, as_json: bool) -> N
 
 def _report_finished(finished: list[Conversion], database: Database, *, as_json: bool) -> None:
     for each in finished:
-        if not as_json:
+        if as_json:
+            output.emit(_document(each) | {"policy": policy_text(database.name, each)})
+        else:
             output.console().print(f"{each.table_name} had been switched; what follows is done now.")
             output.console().print(policy_text(database.name, each))
 

@@ -7,7 +7,7 @@ archive already and in the view over both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -16,9 +16,8 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from psycopg.types.numeric import Oid
 
-from fleet.errors import PermanentError, TransientError
+from fleet.errors import PermanentError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range, Value, read_partitioned
 from fleet.postgres.patience import Deadline, patiently
@@ -27,16 +26,17 @@ from fleet.settings.partitions import PartitionSet
 from tasks.partitions import archive as archives
 from tasks.partitions import companions as accompanying
 from tasks.partitions import foreign_keys, hold
-from tasks.partitions.archive import ARCHIVED_AT, BATCH, Archive
+from tasks.partitions.archive import Archive
 from tasks.partitions.calendar import Calendar, less
 from tasks.partitions.companions import Companions
 from tasks.partitions.foreign_keys import Reference, Way
 from tasks.partitions.hold import Held, Hold
+from tasks.partitions.leaving import CHECK_NAME, Leaving, read, read_members
+from tasks.partitions.switch import Switch, Written
+from tasks.partitions.tablespace import settle
 
 _sql = load("tasks.partitions", "sql/move.sql")
 
-# Equal to the partition's bounds: ATTACH then needs no look at its rows.
-CHECK_NAME = "upkeep_range"
 VALIDATES_FOR = "1h"
 # How often a partition that is written all the time is looked at again.
 LOOKS = 5
@@ -74,39 +74,6 @@ def legally_held(policy: PartitionSet, table: PartitionedTable, range_: Range) -
 def printed(value: Value | None) -> str | None:
     """A bound as upkeep.archive_batch keeps it: PostgreSQL reads it back in its own type."""
     return None if value is None else value.isoformat(" ") if isinstance(value, datetime) else str(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    oid: int
-    name: RelationName
-    kind: str
-    file: int | None
-    tablespace: str
-    triggers: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Leaving:
-    """A partition that leaves a table in the critical transaction, and where it goes."""
-
-    parent: RelationName
-    parent_oid: int
-    default: RelationName | None
-    partition: RelationName
-    oid: int
-    bound: str
-    condition: str
-    members: tuple[_Member, ...]
-    archive: Archive
-
-    @property
-    def archived(self) -> RelationName:
-        return RelationName(self.archive.name.schema, self.partition.name)
-
-    @property
-    def leaves(self) -> tuple[int, ...]:
-        return tuple(each.oid for each in self.members if each.kind != "p")
 
 
 def finalize_pending(
@@ -270,7 +237,19 @@ class _Mover:
             self._range,
             partition=self._partition.name,
         )
-        self._switch(leaving, others, references, batch, held)
+        switch = Switch(
+            connection=connection,
+            leaving=leaving,
+            others=others,
+            references=references,
+            range=self._range,
+            rows=self._partition.rows,
+            batch=batch,
+            bounds=self._bounds(),
+            run_id=self._run_id,
+            told=self._told,
+        )
+        self._switch(switch, held)
         self._told("moved")
         settle(connection, policy, leaving.archived)
         self._told("settled")
@@ -299,7 +278,7 @@ class _Mover:
             for each in foreign_keys.read_references(self._connection, self._table.oid, control)
         ]
 
-    def _leaving(self, table: PartitionedTable, partition: Partition, policy: PartitionSet) -> _Leaving:
+    def _leaving(self, table: PartitionedTable, partition: Partition, policy: PartitionSet) -> Leaving:
         """A partition that is to leave, with its archive.
 
         Raises:
@@ -311,7 +290,7 @@ class _Mover:
                 f"The fleet's role may not detach a partition of {table.name}, which belongs to {table.owner}",
                 remedy="Grant it membership in that role",
             )
-        members = _members(connection, partition.oid)
+        members = read_members(connection, partition.oid)
         foreign = [each.name for each in members if each.kind not in ("r", "p")]
         if foreign:
             raise PermanentError(
@@ -326,9 +305,9 @@ class _Mover:
                 remedy="Rename that, if it is nothing of the archive's",
             )
         archive = archives.ensure(connection, table.name, policy.archive_schema, budget=policy.lock_budget)
-        row = _read(connection, partition.name)
+        row = read(connection, partition.name)
         assert row is not None  # somebody would have had to drop it since it was read
-        return _Leaving(
+        return Leaving(
             parent=table.name,
             parent_oid=table.oid,
             default=table.default.name if table.default is not None else None,
@@ -340,7 +319,7 @@ class _Mover:
             archive=archive,
         )
 
-    def _look(self, leaving: _Leaving) -> Hold:
+    def _look(self, leaving: Leaving) -> Hold:
         return hold.look(
             self._connection,
             condition=self._policy.hold,
@@ -349,9 +328,9 @@ class _Mover:
             leaves=leaving.leaves,
         )
 
-    def _check(self, leaving: _Leaving) -> None:
+    def _check(self, leaving: Leaving) -> None:
         """The CHECK equal to the bounds, valid; one that a killed run has left is used."""
-        row = _read(self._connection, leaving.partition)
+        row = read(self._connection, leaving.partition)
         if row is not None and not row["has_check"]:
             statement = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({}) NOT VALID").format(
                 leaving.partition.identifier(), sql.Identifier(CHECK_NAME), sql.SQL(leaving.condition)
@@ -374,7 +353,7 @@ class _Mover:
                 )
             self._told("check valid")
 
-    def _begin(self, leaving: _Leaving) -> UUID:
+    def _begin(self, leaving: Leaving) -> UUID:
         batch: UUID = _sql.begin_batch(
             self._connection,
             parent=str(leaving.parent),
@@ -393,7 +372,7 @@ class _Mover:
         }
 
     def _rows(
-        self, companion: accompanying.Plain, archive: Archive, leaving: _Leaving, batch: UUID, held: Hold
+        self, companion: accompanying.Plain, archive: Archive, leaving: Leaving, batch: UUID, held: Hold
     ) -> tuple[Hold, int]:
         connection, policy = self._connection, self._policy
         name = accompanying.child_name(
@@ -443,278 +422,36 @@ class _Mover:
         )
         return current, rows
 
-    def _switch(
-        self,
-        leaving: _Leaving,
-        others: Sequence[_Leaving],
-        references: Sequence[tuple[Reference, Way]],
-        batch: UUID,
-        held: Hold,
-    ) -> None:
-        current = held
+    def _switch(self, switch: Switch, held: Hold) -> None:
+        others = {each.parent for each in switch.others}
         for _ in range(LOOKS):
-            if not current.stands(self._connection):
-                current = self._look(leaving)
-            looked = current
+            if not held.stands(self._connection):
+                held = self._look(switch.leaving)
             try:
                 return patiently(
                     self._connection,
-                    lambda deadline, looked=looked: self._transaction(  # type: ignore[misc]
-                        deadline, leaving, others, references, batch=batch, held=looked
-                    ),
+                    partial(_carry_out, switch, held),
                     budget=self._policy.lock_budget,
-                    relations=self._locked(leaving, others, references),
-                    doing=f"Moving {leaving.partition} to {leaving.archive.name}",
+                    relations=switch.locked,
+                    doing=f"Moving {switch.leaving.partition} to {switch.leaving.archive.name}",
                 )
-            except (_Written, psycopg.errors.ForeignKeyViolation):
+            except (Written, psycopg.errors.ForeignKeyViolation):
                 # Says which rows they are, where something refers to the range by now.
                 foreign_keys.refuse_referred(
                     self._connection,
-                    [each for each, _ in references if each.table not in {other.parent for other in others}],
+                    [each for each, _ in switch.references if each.table not in others],
                     self._range,
-                    partition=leaving.partition,
+                    partition=switch.leaving.partition,
                 )
-        raise hold.busy(current)
-
-    def _locked(
-        self,
-        leaving: _Leaving,
-        others: Sequence[_Leaving],
-        references: Sequence[tuple[Reference, Way]],
-    ) -> list[int]:
-        oids = [reference.table_oid for reference, _ in references]
-        for each in (leaving, *others):
-            oids += [each.parent_oid, *(member.oid for member in each.members)]
-        return oids
-
-    def _transaction(
-        self,
-        deadline: Deadline,
-        leaving: _Leaving,
-        others: Sequence[_Leaving],
-        references: Sequence[tuple[Reference, Way]],
-        *,
-        batch: UUID,
-        held: Hold,
-    ) -> None:
-        connection = self._connection
-        everything = (*others, leaving)
-        self._lock(deadline, leaving, others, references)
-        for each in everything:
-            _refuse_changed(connection, each)
-        if not held.stands(connection, deadline):
-            raise _Written(f"{leaving.partition} was written")
-        again = []
-        aligned = {each.parent for each in others}
-        for reference, way in references:
-            if way is Way.AGAIN:
-                if reference.table not in aligned and foreign_keys.refers_under_lock(
-                    deadline, connection, reference, self._range
-                ):
-                    raise _Written(f"{leaving.partition} is referred to again")
-                again.append(reference)
-        for reference in again:
-            foreign_keys.drop(deadline, reference)
-            self._told(f"dropped {reference.name}")
-        at: datetime = _sql.clock(connection)
-        # Companions first: what they leave behind refers to nothing of the range.
-        for each in everything:
-            self._carry(deadline, each, batch, at)
-        for reference in again:
-            foreign_keys.add_again(deadline, connection, reference)
-            self._told(f"added {reference.name}")
-        for each in everything:
-            self._note(each, leaving, batch, at)
-        self._told("about to commit")
-
-    def _lock(
-        self,
-        deadline: Deadline,
-        leaving: _Leaving,
-        others: Sequence[_Leaving],
-        references: Sequence[tuple[Reference, Way]],
-    ) -> None:
-        tables: list[sql.Composable] = []
-        for each in (leaving, *others):
-            tables.append(sql.SQL("ONLY {}").format(each.parent.identifier()))
-            if each.default is not None:
-                tables.append(sql.SQL("ONLY {}").format(each.default.identifier()))
-            tables.append(each.partition.identifier())  # with its leaves
-        parents = {leaving.parent, *(each.parent for each in others)}
-        tables += [
-            sql.SQL("ONLY {}").format(name.identifier())
-            for name in sorted({each.table for each, _ in references if each.may_alter} - parents)
-        ]
-        deadline.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables)))
-        self._told("locked")
-
-    def _carry(self, deadline: Deadline, leaving: _Leaving, batch: UUID, at: datetime) -> None:
-        """Out of the table and into the archive, as it is."""
-        connection = self._connection
-        partition, archive = leaving.partition.identifier(), leaving.archive.name
-        deadline.execute(
-            sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(leaving.parent.identifier(), partition)
-        )
-        self._told(f"detached {leaving.partition}")
-        if leaving.parent != self._table.name:
-            foreign_keys.drop_own(deadline, connection, leaving.oid, leaving.partition, self._table.oid)
-        for member in leaving.members:
-            for trigger in member.triggers:
-                deadline.execute(
-                    sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(
-                        sql.Identifier(trigger), member.name.identifier()
-                    )
-                )
-        # A constant default is kept in the catalogue for the rows that are there; dropped again, it is nobody else's.
-        deadline.execute(
-            sql.SQL(
-                "ALTER TABLE {} ADD COLUMN {} timestamptz NOT NULL DEFAULT {}, ADD COLUMN {} uuid NOT NULL DEFAULT {}"
-            ).format(
-                partition,
-                sql.Identifier(ARCHIVED_AT),
-                sql.Literal(at.isoformat()),
-                sql.Identifier(BATCH),
-                sql.Literal(str(batch)),
-            )
-        )
-        deadline.execute(
-            sql.SQL("ALTER TABLE {} ALTER COLUMN {} DROP DEFAULT, ALTER COLUMN {} DROP DEFAULT").format(
-                partition, sql.Identifier(ARCHIVED_AT), sql.Identifier(BATCH)
-            )
-        )
-        deadline.execute(
-            sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
-                archive.identifier(), partition, sql.SQL(leaving.bound)
-            )
-        )
-        self._told(f"attached {leaving.partition}")
-        deadline.execute(
-            sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(partition, sql.Identifier(CHECK_NAME))
-        )
-        for member in leaving.members:
-            if member.name.schema != archive.schema:
-                deadline.execute(
-                    sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
-                        member.name.identifier(), sql.Identifier(archive.schema)
-                    )
-                )
-        files = {each.oid: each.file for each in _members(connection, leaving.oid)}
-        if files != {each.oid: each.file for each in leaving.members}:
-            raise PermanentError(
-                f"The server would have written all of {leaving.partition} anew to move it; nothing was kept of that",
-                remedy="This is a mistake of Upkeep's: tell its maintainers the version of your server",
-            )
-
-    def _note(self, each: _Leaving, leaving: _Leaving, batch: UUID, at: datetime) -> None:
-        values = {
-            "id": batch,
-            "parent": str(each.parent),
-            "archive": str(each.archive.name),
-            "archived": str(each.archived),
-            "archived_at": at,
-            "run_id": self._run_id,
-        }
-        if each is leaving:
-            _sql.end_batch(self._connection, rows=self._partition.rows, **values)
-        else:
-            _sql.note_batch(self._connection, kind="partition", rows=None, **values, **self._bounds())
+        raise hold.busy(held)
 
 
-class _Written(Exception):
-    """Something changed before the locks were ours; the try is in vain, and there is another one."""
+def _carry_out(switch: Switch, held: Hold, deadline: Deadline) -> None:
+    switch.carry_out(deadline, held)
 
 
 def _execute(statement: sql.Composed, deadline: Deadline) -> None:
     deadline.execute(statement)
 
 
-def _read(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, Any] | None:
-    with connection.transaction(force_rollback=True):
-        return _read_within(connection, name)
-
-
-def _read_within(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, Any] | None:
-    """The same in a transaction that may be cut short at any statement: a SAVEPOINT that is leaves psycopg astray."""
-    _sql.print_plainly(connection)
-    row: dict[str, Any] | None = _sql.read_partition(
-        connection, schema=name.schema, name=name.name, constraint=CHECK_NAME
-    )
-    return row
-
-
-def _members(connection: psycopg.Connection[Any], oid: int) -> list[_Member]:
-    return [
-        _Member(
-            name=RelationName(row.pop("schema"), row.pop("name")),
-            triggers=tuple(row.pop("triggers")),
-            **row,
-        )
-        for row in _sql.read_members(connection, oid=Oid(oid))
-    ]
-
-
-def _refuse_changed(connection: psycopg.Connection[Any], leaving: _Leaving) -> None:
-    row = _read_within(connection, leaving.partition)
-    if row is None or (row["oid"], row["parent"], row["bound"]) != (
-        leaving.oid,
-        leaving.parent_oid,
-        leaving.bound,
-    ):
-        raise TransientError(
-            f"{leaving.partition} was changed by somebody while it was about to move",
-            remedy="Upkeep looks again",
-        )
-
-
-def settle(connection: psycopg.Connection[Any], policy: PartitionSet, archived: RelationName) -> int:
-    """Bring a partition in the archive to the archive's tablespace, table by table; returns how many were not there.
-
-    PostgreSQL copies a table for that under ACCESS EXCLUSIVE. So it is done after the move, when nobody but readers
-    of the archive can feel it, for one leaf at a time; and never waits long for its lock.
-    """
-    wanted = policy.archive_tablespace
-    if wanted is None:
-        return 0
-    row = _read(connection, archived)
-    if row is None:
-        return 0
-    done = 0
-    for member in _members(connection, row["oid"]):
-        if member.tablespace == wanted or member.kind == "p":
-            continue
-        _copy(connection, policy, member, wanted)
-        done += 1
-    return done
-
-
-def _copy(
-    connection: psycopg.Connection[Any], policy: PartitionSet, member: _Member, tablespace: str
-) -> None:
-    indexes = [row["name"] for row in _sql.read_indexes(connection, oid=Oid(member.oid))]
-
-    def copy(deadline: Deadline) -> None:
-        deadline.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(member.name.identifier()))
-        # The lock is ours: what is left to wait for is the copy.
-        _sql.unhurried(connection, longest=VALIDATES_FOR)
-        connection.execute(
-            sql.SQL("ALTER TABLE {} SET TABLESPACE {}").format(
-                member.name.identifier(), sql.Identifier(tablespace)
-            )
-        )
-        for index in indexes:
-            connection.execute(
-                sql.SQL("ALTER INDEX {} SET TABLESPACE {}").format(
-                    sql.Identifier(member.name.schema, index), sql.Identifier(tablespace)
-                )
-            )
-
-    patiently(
-        connection,
-        copy,
-        budget=policy.lock_budget,
-        relations=[member.oid],
-        doing=f"Copying {member.name} to the tablespace {tablespace}",
-    )
-
-
-__all__ = ["Moved", "finalize_pending", "legally_held", "move", "printed", "settle"]
+__all__ = ["Moved", "finalize_pending", "legally_held", "move", "printed"]

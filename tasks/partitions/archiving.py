@@ -18,6 +18,7 @@ from fleet.postgres.catalog.partitions import PartitionedTable, read_partitioned
 from fleet.postgres.failures import explain
 from fleet.postgres.queries import load
 from fleet.settings.partitions import PartitionSet
+from tasks import interruption
 from tasks.partitions import foreign_keys, late
 from tasks.partitions.hold import Held
 from tasks.partitions.lines import Action, Known, Line
@@ -172,10 +173,12 @@ def _tried(
         report.held[str(what)] = exc.message
         log.info("partition.held", partition=str(what), reason=exc.message)
     except UpkeepError as exc:
+        if interruption.behind(exc) is not None:
+            raise
         report.failures.append(exc)
         log.warning("partition.not_moved", partition=str(what), error=exc.message, remedy=exc.remedy)
     except psycopg.Error as exc:
-        if connection.closed or connection.broken:
+        if connection.closed or connection.broken or interruption.behind(exc) is not None:
             raise
         report.failures.append(explain(exc, doing=f"Moving {what}"))
 

@@ -15,6 +15,7 @@ from psycopg import errors, sql
 from fleet.errors import TransientError
 from fleet.names import RelationName
 from fleet.postgres.queries import load
+from tasks import interruption
 from tasks.partitions.archive import ARCHIVED_AT, BATCH
 
 _sql = load("tasks.partitions", "sql/companions.sql")
@@ -61,6 +62,8 @@ def transfer(connection: psycopg.Connection[Any], work: Transfer) -> int:
         try:
             moved = _batch(connection, work, size)
         except (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected) as exc:
+            if interruption.behind(exc) is not None:
+                raise
             passed += 1
             if passed > PASSED_BY:
                 raise _locked(work) from exc

@@ -157,7 +157,8 @@ def due(connection: psycopg.Connection[Any], policy: PartitionSet) -> list[Line]
         read[policy.name],
         archive=read.get(place),
         clock=_sql.clock(connection),
-        known=Known(held={}, referenced={}),
+        # Nothing is known to be held or referred to, of any of them: the move itself looks, with better questions.
+        known=Known(held={}, referenced={each.name: {} for each in read[policy.name].partitions}),
     )
     there = {each.name for each in read[policy.name].partitions}
     wanted = (Action.MOVE, Action.HOLD, Action.REFUSE)

@@ -24,6 +24,7 @@ from tasks.partitions.hold import Held
 from tasks.partitions.lines import Action, Known, Line
 from tasks.partitions.move import finalize_pending, move
 from tasks.partitions.plan import plan
+from tasks.partitions.tablespace import settle
 from tasks.performing import Done, Outcome, Skip, Wait
 
 log = structlog.get_logger(__name__)
@@ -128,6 +129,7 @@ def _archive(
                 ),
                 line.partition,
             )
+    _tried(connection, report, lambda: _settle(connection, policy), policy.name)
     _tried(
         connection,
         report,
@@ -199,6 +201,15 @@ def _move(
     report.rows += moved.rows
     report.companions += sum(moved.companions.values())
     log.info("partition.moved", partition=str(name), archived=str(moved.archived), batch=str(moved.batch))
+
+
+def _settle(connection: psycopg.Connection[Any], policy: PartitionSet) -> None:
+    """What a killed run has moved and not copied."""
+    place = RelationName(policy.archive_schema, policy.name.name)
+    if policy.archive_tablespace is not None:
+        archive = read_partitioned(connection, [place]).get(place)
+        for each in archive.partitions if archive is not None else ():
+            settle(connection, policy, each.name)
 
 
 def _late(

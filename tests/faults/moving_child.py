@@ -11,6 +11,8 @@ from tasks.partitions import foreign_keys
 from tasks.partitions.archiving import archive
 from tests.integration.tasks.partitions.moving import TABLE, policy
 
+FIRST_MONTH = policy(hold="partition_date >= '2024-02-01'")
+
 
 def main(url: str, dies_at: int) -> None:
     # So that few rows are treated as many.
@@ -26,9 +28,7 @@ def main(url: str, dies_at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with connect(url, application_name="upkeep/child") as connection:
-        # Only the first month goes.
-        own = policy(hold="partition_date >= '2024-02-01'")
-        archive(connection, {TABLE: own}, own, told=told)
+        archive(connection, {TABLE: FIRST_MONTH}, FIRST_MONTH, told=told)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tasks.partitions import foreign_keys, hold, late
 from tasks.partitions.archiving import archive
 from tasks.partitions.hold import Held
 from tasks.performing import Done
+from tests import servers
 from tests.integration.tasks.partitions.moving import FEBRUARY, META, ROWS, TABLE, System, new_system, policy
 from tests.waiting import wait_until
 
@@ -458,3 +459,50 @@ def test_everything_that_is_due_goes_and_the_rest_is_reported(system):
     assert done.result["companion_rows"] == ROWS // 4
     with pytest.raises(PermanentError, match=r"60 of public\.transaction_metadata"):
         archive(system.connection, {TABLE: policy()}, policy(companions=()))
+
+
+@pytest.fixture
+def tablespace(postgres_server) -> Iterator[str]:
+    """One beside the server's data; dropped after the databases that use it."""
+    with servers.admin(postgres_server) as admin:
+        if admin.info.server_version < 150000:
+            pytest.skip("its tablespaces need a directory of their own")
+        admin.execute("SET allow_in_place_tablespaces = on")
+        admin.execute("CREATE TABLESPACE slow LOCATION ''")
+    yield "slow"
+    with servers.admin(postgres_server) as admin:
+        admin.execute("DROP TABLESPACE slow")
+
+
+def test_leaves_are_copied_to_the_archives_tablespace_after_the_move(tablespace, system):
+    system.admin.execute("GRANT CREATE ON TABLESPACE slow TO app_owner")
+    steps = []
+    system.move(archive_tablespace=tablespace, told=steps.append)
+    assert steps.index("moved") < steps.index("settled")
+    assert system.rows(
+        "SELECT c.relname, c.relkind FROM pg_class c JOIN pg_tablespace t ON t.oid = c.reltablespace"
+        " WHERE t.spcname = 'slow' AND c.relname LIKE 'transactions_y2024m01_p_' ORDER BY 1"
+    ) == [{"relname": f"transactions_y2024m01_p{part}", "relkind": "r"} for part in (0, 1)]
+    assert system.scalar("SELECT count(*) FROM archive.transactions_all") == ROWS
+
+
+def test_a_killed_copy_is_gone_on_with(tablespace, system):
+    class Killed(Exception):
+        pass
+
+    def told(step: str) -> None:
+        if step == "moved":
+            raise Killed
+
+    system.admin.execute("GRANT CREATE ON TABLESPACE slow TO app_owner")
+    own = policy(archive_tablespace=tablespace)
+    with pytest.raises(Killed):
+        system.move(archive_tablespace=tablespace, told=told)
+    archive(system.connection, {TABLE: own}, own)
+    assert (
+        system.scalar(
+            "SELECT count(*) FROM pg_class c JOIN pg_tablespace t ON t.oid = c.reltablespace"
+            " WHERE t.spcname = 'slow' AND c.relname LIKE 'transactions_y2024m0__p_' AND c.relkind = 'r'"
+        )
+        == 8
+    )

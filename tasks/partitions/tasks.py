@@ -11,13 +11,13 @@ import structlog
 
 from fleet import ledger, settings
 from fleet.errors import PermanentError, TransientError
-from fleet.ledger import NewRun, Run, State
+from fleet.ledger import NewRun
 from fleet.names import RelationName
 from fleet.postgres import locks
 from fleet.postgres.catalog.partitions import PartitionedTable, read_partitioned
-from schedules.bell import ring
-from tasks.base import RETRIES, Arguments, Delivery, LedgeredTask
+from tasks.base import RETRIES, Delivery
 from tasks.partitions.keep import Kept, keep
+from tasks.partitions.per_table import PerTable, TableArguments
 from tasks.performing import Done, Outcome, Skip, Wait
 
 log = structlog.get_logger(__name__)
@@ -31,36 +31,20 @@ HAND_BACK = timedelta(seconds=10)
 START = "start"
 
 
-class TableArguments(Arguments):
-    """`table` as schema.table; without one, every table of the database that has a policy."""
-
-    table: str | None = None
-
-
-class Maintain(LedgeredTask[TableArguments]):
+class Maintain(PerTable):
     """Keeps partitions ahead of the clock, and the default partition empty."""
 
     name = MAINTAIN
-    arguments = TableArguments
     event = "partitions.maintain"
+    runs_in = QUEUE
 
-    def request_run(self, arguments: TableArguments, database: settings.Database, now: datetime) -> NewRun:
-        """An operator's run for a table, or for the database."""
-        table = None if arguments.table is None else database.partition_set(arguments.table)
-        return NewRun(
-            task=self.name,
-            target=database.name if table is None else str(table.name),
-            entry=ledger.OPERATOR,
-            queue=QUEUE,
-            max_attempts=1 + len(RETRIES),
-            request_id=self.request.id,
-        )
+    def tables(self, delivery: Delivery[TableArguments]) -> Sequence[RelationName]:
+        """All, what is referred to before what refers to it."""
+        names = delivery.database.partitions
+        return in_order(read_partitioned(delivery.connection, names).values(), names)
 
-    def work(self, delivery: Delivery[TableArguments]) -> Outcome:
-        """One table, or a run for each."""
-        if delivery.run.target == delivery.database.name:
-            return _fan_out(self, delivery)
-        policy = delivery.database.partition_set(delivery.run.target)
+    def work_on(self, policy: settings.PartitionSet, delivery: Delivery[TableArguments]) -> Outcome:
+        """Make what is missing, drain, analyse."""
         connection = delivery.connection
         table = read_partitioned(connection, [policy.name]).get(policy.name)
         if table is None:
@@ -75,9 +59,6 @@ class Maintain(LedgeredTask[TableArguments]):
             return _concluded(policy.name, keep(connection, delivery.database, policy))
         finally:
             locks.release(connection, key)
-
-    def _context(self, run: Run) -> dict[str, Any]:
-        return {"table": run.target}
 
 
 def _concluded(table: RelationName, kept: Kept) -> Outcome:
@@ -95,41 +76,6 @@ def _concluded(table: RelationName, kept: Kept) -> Outcome:
             f"and {kept.default_rows} rows in its default partition"
         )
     return Done(result=kept.to_json())
-
-
-def _fan_out(task: LedgeredTask[Any], delivery: Delivery[Any]) -> Outcome:
-    """One run per table, all or none, ended together with the run that made them; then the bells."""
-    run, connection, database = delivery.run, delivery.connection, delivery.database
-    if not database.partitions:
-        return Skip(reason=f"no table of {database.name} has a policy for its partitions")
-    names = in_order(read_partitioned(connection, database.partitions).values(), database.partitions)
-    new = [
-        NewRun(
-            task=MAINTAIN,
-            target=str(name),
-            entry=run.entry,
-            slot=run.slot,
-            as_of=run.as_of,
-            queue=QUEUE,
-            max_attempts=1 + len(RETRIES),
-            requested_by=run.requested_by,
-            # A second delivery of an operator's request must find the runs of the first.
-            request_id=None if run.slot else f"{run.request_id or run.id}/{name}",
-            parent_id=run.id,
-            expires_at=run.expires_at,
-        )
-        for name in names
-    ]
-    with connection.transaction():
-        made = ledger.insert_all(connection, new, worker=delivery.worker)
-        queued = sorted(
-            (each for each in made if each.state == State.QUEUED),
-            key=lambda each: names.index(RelationName.parse(each.target)),
-        )
-        result = {"runs": len(queued), "tables": len(names)}
-        ledger.finish(connection, run.id, State.SUCCEEDED, result=result)
-    ring(task.app, database.name, ((each.id, each.task, each.queue) for each in queued))
-    return Done(result=result, recorded=True)
 
 
 def in_order(tables: Iterable[PartitionedTable], names: Iterable[RelationName]) -> list[RelationName]:

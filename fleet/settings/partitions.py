@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from fleet.errors import ConfigurationError
-from fleet.names import MAX_IDENTIFIER_BYTES
+from fleet.names import MAX_IDENTIFIER_BYTES, RelationName
 from fleet.settings.values import (
     Condition,
     Name,
@@ -224,6 +224,11 @@ class PartitionSet(TableModel):
         return value
 
 
+def leaders(policies: Mapping[RelationName, PartitionSet], name: RelationName) -> list[RelationName]:
+    """The tables that name this one as a companion: its partitions go when theirs of the same range go."""
+    return sorted(each.name for each in policies.values() if name in each.companions)
+
+
 class Retention(TableModel):
     """`[databases.NAME.retention."schema.table"]`: how long the law wants a table's rows to be kept."""
 
@@ -244,4 +249,5 @@ __all__ = [
     "PartitionSet",
     "Retention",
     "fields_of",
+    "leaders",
 ]

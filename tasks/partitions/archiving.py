@@ -17,7 +17,7 @@ from fleet.postgres import locks
 from fleet.postgres.catalog.partitions import PartitionedTable, read_partitioned
 from fleet.postgres.failures import explain
 from fleet.postgres.queries import load
-from fleet.settings.partitions import PartitionSet
+from fleet.settings.partitions import PartitionSet, leaders
 from tasks import interruption
 from tasks.partitions import foreign_keys, late
 from tasks.partitions.hold import Held
@@ -111,7 +111,7 @@ def _archive(
     table = read_partitioned(connection, [policy.name])[policy.name]
     report.finalized = [str(name) for name in finalize_pending(connection, table, policy)]
     _tried(connection, report, lambda: foreign_keys.validate(connection), policy.name)
-    for line in due(connection, policy):
+    for line in due(connection, policies, policy):
         if line.action is Action.REFUSE:
             report.failures.append(PermanentError(f"{line.partition}: {line.reason}", remedy=line.remedy))
         elif line.action is Action.HOLD:
@@ -150,14 +150,20 @@ def _archive(
     return Done(result=report.result())
 
 
-def due(connection: psycopg.Connection[Any], policy: PartitionSet) -> list[Line]:
+def due(
+    connection: psycopg.Connection[Any],
+    policies: Mapping[RelationName, PartitionSet],
+    policy: PartitionSet,
+) -> list[Line]:
     """What a plan says of partitions that are no longer hot; whether rows hold or refer to them, a move finds out."""
     place = RelationName(policy.archive_schema, policy.name.name)
-    read: Mapping[RelationName, PartitionedTable] = read_partitioned(connection, [policy.name, place])
+    above = leaders(policies, policy.name)
+    read: Mapping[RelationName, PartitionedTable] = read_partitioned(connection, [policy.name, place, *above])
     lines = plan(
         policy,
         read[policy.name],
         archive=read.get(place),
+        leaders=[read[name] for name in above if name in read],
         clock=_sql.clock(connection),
         # Nothing is known to be held or referred to, of any of them: the move itself looks, with better questions.
         known=Known(held={}, referenced={each.name: {} for each in read[policy.name].partitions}),

@@ -29,6 +29,8 @@ class Draft:
     known: Known
     calendar: Calendar
     companions: Sequence[PartitionedTable] = ()
+    leaders: Sequence[PartitionedTable] = ()
+    """Tables that this one is a companion of."""
 
     @cached_property
     def window(self) -> list[Period]:
@@ -113,6 +115,18 @@ class Draft:
     ) -> Line:
         """Something to know, with what to do about it."""
         return self.line(Action.WARN, partition, bounds, reason, rows=rows, remedy=remedy)
+
+    def goes_with_another(self, bounds: Range) -> bool:
+        """Whether a table that this one is a companion of still has its partition of a range: they go together."""
+        return any(each.range == bounds for leader in self.leaders for each in leader.partitions)
+
+    def companions_of(self, bounds: Range) -> list[RelationName]:
+        """Whose rows go with a partition: all rows of its range, or a partition that has the same one."""
+        return [
+            each.name
+            for each in self.companions
+            if each.kind != "p" or any(own.range == bounds for own in each.partitions)
+        ]
 
     def attach_locks(self) -> tuple[tuple[RelationName, str], ...]:
         """ATTACH of a new partition, which nobody else knows yet."""

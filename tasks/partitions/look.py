@@ -23,7 +23,7 @@ from fleet.postgres.catalog.partitions import (
 )
 from fleet.postgres.queries import load
 from fleet.settings import Database
-from fleet.settings.partitions import PartitionSet
+from fleet.settings.partitions import PartitionSet, leaders
 from tasks.jobs.statement import parse
 from tasks.partitions.calendar import Calendar, Period, subpartition_name, text
 from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
@@ -109,6 +109,7 @@ class _Look:
             *names,
             *map(_archive_of, self.policies),
             *(c for each in self.policies for c in each.companions),
+            *(leader for name in names for leader in leaders(database.partitions, name)),
         }
         self.tables = read_partitioned(connection, asked)
         row = _sql.read_surroundings(
@@ -164,6 +165,11 @@ class _Look:
             archive=self.tables.get(_archive_of(policy)) if policy.archive != "none" else None,
             batches=self.batches.get(policy.name, ()),
             companions=[self.tables[name] for name in policy.companions if name in self.tables],
+            leaders=[
+                self.tables[name]
+                for name in leaders(self.around.policies, policy.name)
+                if name in self.tables
+            ],
             clock=self.clock,
             known=known,
         )

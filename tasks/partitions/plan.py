@@ -33,12 +33,14 @@ def plan(
     archive: PartitionedTable | None = None,
     batches: Iterable[Batch] = (),
     companions: Iterable[PartitionedTable] = (),
+    leaders: Iterable[PartitionedTable] = (),
     clock: datetime,
     known: Known = NOTHING_KNOWN,
 ) -> list[Line]:
     """Everything to do about one table, in the order in which it is done; changes and reads nothing.
 
-    `clock` is the server's. What the policy and the table contradict each other in is for `policy.judge`.
+    `companions` go with it, `leaders` are what it is a companion of. `clock` is the server's.
+    What the policy and the table contradict each other in is for `policy.judge`.
     """
     if table.control_type is None or table.strategy != "range":
         return [
@@ -62,6 +64,7 @@ def plan(
         known=known,
         calendar=calendar,
         companions=tuple(companions),
+        leaders=tuple(leaders),
     )
     order = list(Action)
     # Sorting keeps the order of ranges and names within an action.
@@ -232,7 +235,7 @@ class _Plan(Draft):
             bounds = partition.range
             if bounds is None or partition.detach_pending or not ends_by(bounds, cutoff):
                 continue
-            if partition.kind == "f":
+            if partition.kind == "f" or self.goes_with_another(bounds):
                 continue
             if self.policy.archive == "none":
                 yield from self._due(partition, bounds, self.table)
@@ -245,6 +248,8 @@ class _Plan(Draft):
 
     def _move(self, partition: Partition, bounds: Range) -> Line:
         reason = f"older than hot = {self.policy.hot}"
+        if along := self.companions_of(bounds):
+            reason += f", with its rows of {', '.join(map(str, along))}"
         place = RelationName(self.policy.archive_schema, partition.name.name)
         kept = self.archive.partitions if self.archive is not None else ()
         for each in kept:

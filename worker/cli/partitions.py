@@ -211,18 +211,24 @@ def _with_range(line: Line, calendar: Calendar | None) -> str:
 
 
 def _locks(looked: Looked, lines: list[Line]) -> list[str]:
-    """Every table that a step locks, once for all that lock the same beside their own partition."""
+    """Every table that a step locks, once for all that lock the same beside partitions of their own range."""
     leaves = {each.name: set(each.leaves) for each in (looked.table.partitions if looked.table else ())}
+    shared = [{name for name, _ in line.locks} for line in lines if line.action is Action.MOVE]
+    always = set.intersection(*shared) if len(shared) > 1 else None
     found: dict[str, list[str]] = {}
     for line in lines:
         own = {line.partition} | (leaves.get(line.partition, set()) if line.partition is not None else set())
         modes: dict[str, list[str]] = {}
+        alike = False
         for name, mode in line.locks:
-            if name not in own:
+            if line.action is Action.MOVE and always is not None and name not in own | always:
+                alike = True  # a companion's, which each move has another one of
+            elif name not in own:
                 modes.setdefault(mode, []).append(str(name))
         said = "; ".join(f"{mode}: {', '.join(names)}" for mode, names in modes.items())
         if any(name in own for name, _ in line.locks):
             said += f"{'; ' if said else ''}and the partition itself with its leaves"
+            said += ", and its companions' of the same range" if alike else ""
         if said and line.action.value not in found.setdefault(said, []):
             found[said].append(line.action.value)
     return [f"{', '.join(actions)} locks {said}" for said, actions in found.items() if actions]

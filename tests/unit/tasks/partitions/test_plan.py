@@ -372,6 +372,16 @@ def test_the_locks_of_a_new_partition() -> None:
 OLD = partition("2023-01-01/2023-02-01", rows=10)
 
 
+def test_a_companion_goes_when_what_it_belongs_to_goes() -> None:
+    """Its own plan leaves a partition where it is while the leader has one of the same range, held or not."""
+    leader = table(OLD, *KEPT, name=META, oid=3)
+    own = table(OLD, *KEPT)
+    assert plan(policy(), own, leaders=[leader], clock=CLOCK) == []
+    gone = replace(leader, partitions=leader.partitions[1:])
+    (line,) = plan(policy(), own, leaders=[gone], clock=CLOCK)
+    assert (line.action, line.partition) == (Action.MOVE, OLD.name)
+
+
 @pytest.mark.parametrize(
     ("companions", "counts", "action"),
     [

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-import structlog
+from psycopg.types.numeric import Oid
 
 from fleet import ledger, settings
 from fleet.errors import PermanentError, TransientError
@@ -15,12 +15,13 @@ from fleet.ledger import NewRun
 from fleet.names import RelationName
 from fleet.postgres import locks
 from fleet.postgres.catalog.partitions import PartitionedTable, read_partitioned
+from fleet.postgres.queries import load
 from tasks.base import RETRIES, Delivery
 from tasks.partitions.keep import Kept, keep
 from tasks.partitions.per_table import PerTable, TableArguments
 from tasks.performing import Done, Outcome, Skip, Wait
 
-log = structlog.get_logger(__name__)
+_sql = load("tasks.partitions", "sql/keep.sql")
 
 MAINTAIN = "upkeep.partitions.maintain"
 QUEUE = "maintenance"
@@ -41,7 +42,10 @@ class Maintain(PerTable):
     def tables(self, delivery: Delivery[TableArguments]) -> Sequence[RelationName]:
         """All, what is referred to before what refers to it."""
         names = delivery.database.partitions
-        return in_order(read_partitioned(delivery.connection, names).values(), names)
+        tables = read_partitioned(delivery.connection, names)
+        return in_order(
+            tables.values(), names, between=references_between(delivery.connection, tables.values())
+        )
 
     def work_on(self, policy: settings.PartitionSet, delivery: Delivery[TableArguments]) -> Outcome:
         """Make what is missing, drain, analyse."""
@@ -78,12 +82,28 @@ def _concluded(table: RelationName, kept: Kept) -> Outcome:
     return Done(result=kept.to_json())
 
 
-def in_order(tables: Iterable[PartitionedTable], names: Iterable[RelationName]) -> list[RelationName]:
+def references_between(
+    connection: psycopg.Connection[Any], tables: Iterable[PartitionedTable]
+) -> list[tuple[RelationName, RelationName]]:
+    """Which tables' partitions refer to partitions of which others, by keys that the tables themselves do not have."""
+    names = {table.oid: table.name for table in tables}
+    rows = _sql.read_references_between(connection, oids=[Oid(oid) for oid in sorted(names)])
+    return [(names[row["referencing"]], names[row["referenced"]]) for row in rows]
+
+
+def in_order(
+    tables: Iterable[PartitionedTable],
+    names: Iterable[RelationName],
+    *,
+    between: Iterable[tuple[RelationName, RelationName]] = (),
+) -> list[RelationName]:
     """What is referred to before what refers to it: a key between partitions needs that of the same range."""
     upstream = {
         table.name: {key.referenced for key in table.foreign_keys if key.referencing == table.name}
         for table in tables
     }
+    for referencing, referenced in between:
+        upstream[referencing].add(referenced)
     found: dict[RelationName, None] = {}
 
     def add(name: RelationName, above: Sequence[RelationName]) -> None:

@@ -13,3 +13,12 @@ SELECT pg_catalog.clock_timestamp();
 -- name: bound_count!
 -- How long may counting take?
 SELECT pg_catalog.set_config('statement_timeout', :statement_timeout, true);
+
+-- name: read_references_between
+-- Which of these tables have a partition that refers to one of another? Such a key is on the partitions alone.
+SELECT DISTINCT a.inhparent AS referencing, b.inhparent AS referenced
+  FROM pg_catalog.pg_constraint AS k
+  JOIN pg_catalog.pg_inherits AS a ON a.inhrelid = k.conrelid
+  JOIN pg_catalog.pg_inherits AS b ON b.inhrelid = k.confrelid
+ WHERE k.contype = 'f' AND a.inhparent <> b.inhparent
+   AND a.inhparent = ANY(:oids::oid[]) AND b.inhparent = ANY(:oids::oid[]);

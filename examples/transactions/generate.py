@@ -21,6 +21,8 @@ HELD_MONTH = 1
 HELD = 5
 # The newest months have some that wait for long.
 OPEN_MONTHS = 2
+# The oldest, the one that is held, and those.
+LEAST_MONTHS = HELD_MONTH + 1 + OPEN_MONTHS
 
 TYPES = ("payment", "transfer", "deposit", "withdrawal", "refund", "fee")
 # Where an account is, by the last digit of its number; load.sql has the same.
@@ -75,11 +77,11 @@ class Month:
         )
 
 
-def months(as_of: datetime) -> list[date]:
+def months(as_of: datetime, count: int = MONTHS) -> list[date]:
     """The first days of the months that have rows, oldest first; the last one is that of `as_of`, in UTC."""
     first = as_of.astimezone(UTC).date().replace(day=1)
     found = [first]
-    while len(found) < MONTHS:
+    while len(found) < count:
         first = (first - timedelta(days=1)).replace(day=1)
         found.append(first)
     return found[::-1]
@@ -90,11 +92,11 @@ def following(first: date) -> date:
     return (first + timedelta(days=31)).replace(day=1)
 
 
-def history(volume: Volume, *, as_of: datetime) -> Sequence[Month]:
+def history(volume: Volume, *, as_of: datetime, count: int = MONTHS) -> Sequence[Month]:
     """Every month at the same pace; the last one has what it can have until `as_of`, at its very start nothing."""
     planned: list[Month] = []
     first_id = 1
-    for number, first in enumerate(months(as_of)):
+    for number, first in enumerate(months(as_of, count)):
         age = as_of - datetime.combine(first, datetime.min.time(), tzinfo=UTC)
         step_us = (following(first) - first) // _MICROSECOND // volume.transactions_per_month
         rows = min(volume.transactions_per_month, age // _MICROSECOND // step_us)
@@ -106,7 +108,7 @@ def history(volume: Volume, *, as_of: datetime) -> Sequence[Month]:
                 step_us=step_us,
                 age_us=age // _MICROSECOND,
                 held_from=rows - HELD if number == HELD_MONTH else rows,
-                has_open=number >= MONTHS - OPEN_MONTHS,
+                has_open=number >= count - OPEN_MONTHS,
             )
         )
         first_id += rows

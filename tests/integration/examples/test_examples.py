@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from examples import lending, lp, trading, transactions
+from examples.transactions import generate
 from fleet import settings
 from fleet.names import RelationName
 from fleet.postgres.catalog.definition import DefinitionClass, read_definitions
@@ -22,6 +23,8 @@ from tests.integration.examples.conftest import Installed
 from tests.servers import Database
 
 SMALL = 0.001
+# A month's rows are made like any other's.
+FEWEST = {transactions: {"months": generate.LEAST_MONTHS}}
 
 DEFINITION_CLASSES = {
     **dict.fromkeys(lending.VIEWS, DefinitionClass.DATA),
@@ -94,7 +97,7 @@ def refresh_all(connection: psycopg.Connection, example: ModuleType) -> dict[str
 
 def test_views_are_left_to_the_fleet_unless_populated(database, example):
     connection = database.connect()
-    example.install(connection, scale=SMALL)
+    example.install(connection, scale=SMALL, **FEWEST.get(example, {}))
     populated = {str(view.name): view.populated for view in read_views(connection).values()}
     assert populated == dict.fromkeys(example.VIEWS, False)
 
@@ -159,7 +162,7 @@ def test_the_same_seed_gives_the_same_rows(new_database: NewDatabase, example):
         connection = new_database().connect()
         connection.execute(sql.SQL("SET timezone = {}").format(sql.Literal(zone)))
         connection.execute("SET datestyle = 'SQL, DMY'")
-        example.install(connection, scale=SMALL, seed=seed, as_of=as_of)
+        example.install(connection, scale=SMALL, seed=seed, as_of=as_of, **FEWEST.get(example, {}))
         connection.execute("SET timezone = 'UTC'")
         prints.append(table_fingerprints(connection))
     assert prints[0] == prints[1]

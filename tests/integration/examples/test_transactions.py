@@ -16,7 +16,7 @@ from psycopg import sql
 from examples import transactions
 from examples.transactions import generate, partitions
 from fleet.settings import check
-from tests.integration.examples.conftest import SCALES, Installed
+from tests.integration.examples.conftest import SIZES, Installed
 from tests.servers import Database
 
 pytestmark = pytest.mark.any_server
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.any_server
 HOLD = sql.SQL(
     "(status IN ('pending', 'processing') OR completed_at IS NULL OR completed_at > now() - interval '30 days')"
 )
+
+VOLUME = generate.Volume.at(SIZES[transactions]["scale"])
 
 # Deferred constraints are checked now, as a commit would.
 COMMITTED = "SET CONSTRAINTS ALL IMMEDIATE"
@@ -100,16 +102,35 @@ def new_metadata(connection: psycopg.Connection, number: int, day: date) -> None
     )
 
 
+def assert_partitions(connection: psycopg.Connection, months: int) -> None:
+    firsts = first_months(connection)
+    assert firsts == generate.months(datetime.combine(firsts[-1], datetime.min.time(), tzinfo=UTC), months)
+    for table in partitions.BY_MONTH:
+        found = {
+            name
+            for (name,) in connection.execute(
+                "SELECT relid::regclass::text FROM pg_partition_tree(%s) WHERE level > 0", [table]
+            )
+        }
+        expected = {partitions.name(table, first) for first in firsts}
+        if table == "transactions":
+            expected |= {f"{month}_{remainder}" for month in expected for remainder in range(8)}
+            assert len(found) == months * (1 + 8)
+        elif table == "session_logs":
+            expected.add("session_logs_default")
+        assert found == expected
+
+
 class TestRows:
     def test_every_month_has_its_share_of_every_table(self, system: psycopg.Connection) -> None:
-        per_month = generate.Volume.at(SCALES[transactions]).transactions_per_month
+        per_month = VOLUME.transactions_per_month
         for first in first_months(system)[:-1]:
             assert count(system, partitions.name("transactions", first)) == per_month
             assert count(system, partitions.name("transaction_metadata", first)) == per_month // 5
             assert count(system, partitions.name("transaction_audit_log", first)) == per_month // 10
             assert count(system, partitions.name("session_logs", first)) == per_month // 10
         assert count(system, "session_logs_default") == 0
-        assert count(system, "account_balances") == generate.Volume.at(SCALES[transactions]).accounts
+        assert count(system, "account_balances") == VOLUME.accounts
 
     def test_ids_grow_with_time_and_so_do_the_sequences(self, system: psycopg.Connection) -> None:
         assert not only(
@@ -170,26 +191,12 @@ class TestRows:
 
 
 class TestPartitions:
-    def test_there_are_26_months_of_8_and_none_ahead(self, system: psycopg.Connection) -> None:
-        firsts = first_months(system)
+    def test_every_month_is_there_split_into_8_and_none_ahead(self, system: psycopg.Connection) -> None:
+        assert_partitions(system, SIZES[transactions]["months"])
         newest = only(system, "SELECT max(partition_date) FROM transactions")
-        assert len(firsts) == 26
-        assert firsts == generate.months(datetime.combine(firsts[-1], datetime.min.time(), tzinfo=UTC))
-        assert newest.replace(day=1) in firsts[-2:]  # in a month's first minute it may have none
-        for table in partitions.BY_MONTH:
-            found = {
-                name
-                for (name,) in system.execute(
-                    "SELECT relid::regclass::text FROM pg_partition_tree(%s) WHERE level > 0", [table]
-                )
-            }
-            expected = {partitions.name(table, first) for first in firsts}
-            if table == "transactions":
-                expected |= {f"{month}_{remainder}" for month in expected for remainder in range(8)}
-                assert len(found) == 26 * (1 + 8)
-            elif table == "session_logs":
-                expected.add("session_logs_default")
-            assert found == expected
+        assert (
+            newest.replace(day=1) in first_months(system)[-2:]
+        )  # in a month's first minute it may have none
 
     def test_the_last_moment_decides_on_the_months_and_the_session_on_nothing(
         self, database: Database
@@ -200,6 +207,7 @@ class TestPartitions:
         moment = datetime(2026, 3, 1, tzinfo=UTC)
         transactions.install(connection, scale=0.0001, as_of=moment, populate=True)
         connection.execute("SET timezone = 'UTC'")
+        assert_partitions(connection, 26)  # the whole history, as nobody asked for less
         assert first_months(connection)[-1] == date(2026, 3, 1)
         assert count(connection, "transactions_y2026m03") == 0
         latest = "SELECT max(greatest(created_at, updated_at, completed_at)) < %s FROM transactions"
@@ -378,6 +386,11 @@ def test_bursts_stay_in_the_current_month(clone: Installed) -> None:
 def test_a_moment_without_a_time_zone_is_refused(database: Database) -> None:
     with pytest.raises(ValueError, match="time zone"):
         transactions.install(database.connect(), scale=0.001, as_of=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_a_history_too_short_for_what_is_special_about_it_is_refused(database: Database) -> None:
+    with pytest.raises(ValueError, match="months must be 4 or more, not 3"):
+        transactions.install(database.connect(), scale=0.001, months=3)
 
 
 def test_the_configuration_has_nothing_to_complain_of(tmp_path: Path) -> None:

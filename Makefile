@@ -38,7 +38,7 @@ test-matrix: install  ## what touches PostgreSQL, on 14 to 18 with contrib (SERV
 	$(BIN)/python -m tests.matrix $(SERVERS)
 
 bench: install  ## every figure, as ratios against a peer in the same run
-	@status=0; for name in refresh clock events; do $(BIN)/python -m benchmarks $$name || status=1; done; exit $$status
+	@status=0; for name in refresh clock events partitions; do $(BIN)/python -m benchmarks $$name || status=1; done; exit $$status
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -58,10 +59,11 @@ def measured(
     quick: bool,
     say: Callable[[str], None],
     postgres_settings: Mapping[str, str] | None = None,
+    postgres_bin: Path | None = None,
 ) -> Report:
     """Measure the parts given on a stage of their own."""
     deadline = Deadline.after(QUICK_S if quick else None)
-    with Stage(say, postgres_settings=postgres_settings) as stage:
+    with Stage(say, postgres_settings=postgres_settings, postgres_bin=postgres_bin) as stage:
         report = stage.report(name, quick=quick)
         with bench(stage=stage, report=report, quick=quick, say=say) as made:
             measure(parts, made, deadline)

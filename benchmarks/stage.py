@@ -82,9 +82,14 @@ class Stage:
     """Embedded PostgreSQL and Valkey, and what is set up on them; a context manager."""
 
     def __init__(
-        self, say: Callable[[str], None], *, postgres_settings: Mapping[str, str] | None = None
+        self,
+        say: Callable[[str], None],
+        *,
+        postgres_settings: Mapping[str, str] | None = None,
+        postgres_bin: Path | None = None,
     ) -> None:
         self.say = say
+        self._postgres_bin = postgres_bin
         self._postgres_settings = {**POSTGRES_SETTINGS, **(postgres_settings or {})}
         self._exits = contextlib.ExitStack()
         self._passwords = {role: secrets.token_urlsafe(16) for role in (OWNER, ROLE)}
@@ -107,7 +112,7 @@ class Stage:
     def postgres(self) -> EmbeddedPostgres:
         """The server of us and of the peer."""
         server = self._exits.enter_context(
-            EmbeddedPostgres(version=POSTGRES_VERSION, settings=self._postgres_settings)
+            EmbeddedPostgres(self._postgres_bin, version=POSTGRES_VERSION, settings=self._postgres_settings)
         )
         with psycopg.connect(server.url(), autocommit=True) as connection:
             for role, password in self._passwords.items():
@@ -145,6 +150,10 @@ class Stage:
         with _logging_to(self.folder / "migrate.log"):
             migrate(place.fleet_url)
 
+    def superuser(self, place: Place) -> psycopg.Connection[Any]:
+        """A connection for what no role of ours may do, in autocommit mode."""
+        return psycopg.connect(self.postgres.url(place.name), autocommit=True)
+
     def checkpoint(self) -> None:
         """Write out what loading left behind, so that no measurement pays for it."""
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
@@ -161,10 +170,12 @@ class Stage:
         return Floor(select_ms=1000 * select_s, commit_ms=1000 * commit_s)
 
     @contextlib.contextmanager
-    def in_process(self, databases: Sequence[settings.Database]) -> Iterator[Mapping[str, Any]]:
+    def in_process(
+        self, databases: Sequence[settings.Database], tasks: Sequence[type] | None = None
+    ) -> Iterator[Mapping[str, Any]]:
         """The fleet's tasks by name, to be called in this process: everything of a delivery but the broker.
 
-        Logs go to a file as a worker's do: what they cost is part of a task.
+        Those of views, unless others are given. Logs go to a file as a worker's do: what they cost is part of a task.
         """
         # Celery: only who needs it pays for its import.
         from celery import Celery  # noqa: PLC0415
@@ -179,7 +190,7 @@ class Stage:
         app.runtime = Runtime(
             settings=settings.Settings(fleet=fleet, databases={d.name: d for d in databases}), pools=pools
         )
-        for task in TASKS:
+        for task in TASKS if tasks is None else tasks:
             app.register_task(task())
         with _logging_to(self.folder / "tasks.log"):
             try:

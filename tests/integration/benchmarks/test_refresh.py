@@ -49,7 +49,7 @@ def test_single_parts_print_the_documented_object_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["archive"], "archive is not there yet; there is: refresh, clock, events"),
+        (["archive"], "archive is not there yet; there is: refresh, clock, events, partitions"),
         (["events", "--only", "bursts"], "events has no part bursts; it has: call, sql, fresh"),
         (["refresh", "--only", "overhead,speed"], "refresh has no part speed"),
         (["clock", "--only", "ticks"], "clock has no part ticks; it has: takeover, idle, lateness"),

@@ -43,6 +43,35 @@ class Draft:
         return [each for each in self.table.partitions if not each.is_default]
 
     @cached_property
+    def default(self) -> Partition | None:
+        """The default partition."""
+        return self.table.default
+
+    @cached_property
+    def referenced(self) -> list[RelationName]:
+        """Tables that this one has foreign keys to."""
+        mine = self.table.name
+        return sorted(
+            {
+                key.referenced
+                for key in self.table.foreign_keys
+                if key.referencing == mine and key.referenced != mine
+            }
+        )
+
+    @cached_property
+    def referencing(self) -> list[RelationName]:
+        """Tables that have foreign keys to this one."""
+        mine = self.table.name
+        return sorted(
+            {
+                key.referencing
+                for key in self.table.foreign_keys
+                if key.referenced == mine and key.referencing != mine
+            }
+        )
+
+    @cached_property
     def hot(self) -> list[Range]:
         """What they take. One whose detach is pending keeps its range from being made again, until that is finished."""
         return in_order(_taken(self.present))
@@ -130,25 +159,18 @@ class Draft:
 
     def attach_locks(self) -> tuple[tuple[RelationName, str], ...]:
         """ATTACH of a new partition, which nobody else knows yet."""
-        default = self.table.default
         return (
             (self.table.name, "SHARE UPDATE EXCLUSIVE"),
-            *(((default.name, "ACCESS EXCLUSIVE"),) if default is not None else ()),
-            *((name, "SHARE ROW EXCLUSIVE") for name in self._referenced(self.table)),
+            *(((self.default.name, "ACCESS EXCLUSIVE"),) if self.default is not None else ()),
+            *((name, "SHARE ROW EXCLUSIVE") for name in self.referenced),
         )
 
     def move_locks(self, partition: Partition) -> tuple[tuple[RelationName, str], ...]:
         """DETACH and ATTACH in one transaction; the archive's columns are added to every leaf."""
-        default = self.table.default
-        exclusive = [self.table.name, *([default.name] if default is not None else []), partition.name]
-        exclusive += [each for each in partition.leaves if each != partition.name]
-        referencing = {
-            key.referencing
-            for key in self.table.foreign_keys
-            if key.referenced == self.table.name and key.referencing != self.table.name
-        }
-        locks = [(name, "ACCESS EXCLUSIVE") for name in [*exclusive, *sorted(referencing)]]
-        locks += [(name, "SHARE ROW EXCLUSIVE") for name in self._referenced(self.table)]
+        exclusive = [self.table.name, *([self.default.name] if self.default is not None else [])]
+        exclusive += [partition.name, *(each for each in partition.leaves if each != partition.name)]
+        locks = [(name, "ACCESS EXCLUSIVE") for name in [*exclusive, *self.referencing]]
+        locks += [(name, "SHARE ROW EXCLUSIVE") for name in self.referenced]
         for companion in self.companions:
             locks += self._companion_locks(companion, partition)
         if self.archive is not None:
@@ -166,16 +188,6 @@ class Draft:
         alike = [each for each in companion.partitions if each.range == partition.range]
         names = [companion.name, *(name for each in alike for name in (each.name, *each.leaves))]
         return [(name, "ACCESS EXCLUSIVE") for name in dict.fromkeys(names)] if alike else []
-
-    @staticmethod
-    def _referenced(table: PartitionedTable) -> list[RelationName]:
-        return sorted(
-            {
-                key.referenced
-                for key in table.foreign_keys
-                if key.referencing == table.name and key.referenced != table.name
-            }
-        )
 
 
 def in_order(ranges: Iterable[Range]) -> list[Range]:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _sql = load("tasks.partitions", "sql/look.sql")
 
+_NOTHING_MORE = Known(taken=frozenset())
 # So many tables are in memory at a time.
 AT_ONCE = 100
 # For how long rows of one table are counted for a plan; what is not known by then is not in it.
@@ -135,13 +136,14 @@ class _Look:
             if table is None or any(not said.warning for said in each.contradictions):
                 yield each
                 continue
-            known = Known(taken=taken & _names(each))
+            known = Known(taken=frozenset(taken & _names(each)))
             asked = _Rows(self.connection, each.policy, table, each.lines, self.clock) if self.rows else None
             if asked is not None:
                 known = replace(
                     known, default_rows=asked.default_rows(), held=asked.held(), referenced=asked.referenced()
                 )
-            lines = each.lines if known == Known() else tuple(self._plan(each.policy, table, known))
+            # Where nobody knows more than the catalogue, the plan is there already.
+            lines = each.lines if known == _NOTHING_MORE else tuple(self._plan(each.policy, table, known))
             yield replace(each, lines=lines, unknown=tuple(asked.unknown) if asked is not None else ())
 
     def _first(self, policy: PartitionSet) -> Looked:

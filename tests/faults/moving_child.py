@@ -1,10 +1,10 @@
-"""A worker that archives, and dies at its nth step: `python -m tests.faults.moving_child URL N`; 0 is never."""
+"""A worker that archives, and dies at its nth step; 0 is never. It notes its steps in a file."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+from pathlib import Path
 
 from fleet.postgres.connect import connect
 from tasks.partitions import foreign_keys
@@ -14,22 +14,16 @@ from tests.integration.tasks.partitions.moving import TABLE, policy
 FIRST_MONTH = policy(hold="partition_date >= '2024-02-01'")
 
 
-def main(url: str, dies_at: int) -> None:
+def main(url: str, dies_at: int, notes: Path) -> None:
     # So that few rows are treated as many.
     foreign_keys.JOINED_IN_TIME = -1
-    steps = 0
+    steps: list[str] = []
 
     def told(step: str) -> None:
-        nonlocal steps
-        steps += 1
-        sys.stderr.write(f"{step}\n")
-        sys.stderr.flush()
-        if steps == dies_at:
+        steps.append(step)
+        notes.write_text("\n".join(steps), encoding="utf-8")
+        if len(steps) == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with connect(url, application_name="upkeep/child") as connection:
         archive(connection, {TABLE: FIRST_MONTH}, FIRST_MONTH, told=told)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

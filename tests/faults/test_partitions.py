@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ from tasks.partitions import foreign_keys
 from tasks.partitions.archiving import archive
 from tasks.performing import Done
 from tests import servers
+from tests.faults import moving_child
 from tests.faults.moving_child import FIRST_MONTH
 from tests.integration.tasks.partitions.moving import (
     META,
@@ -32,7 +34,6 @@ from tests.integration.tasks.partitions.moving import (
     install,
     policy,
 )
-from tests.processes import PYTHONPATH, ROOT
 from tests.servers import Database
 from tests.waiting import wait_until
 from worker.embedded.postgres import EmbeddedPostgres
@@ -134,15 +135,19 @@ def checked(system: System) -> Iterator[list[Checker]]:
     assert all(len(each.took) > 1 for each in checkers)
 
 
-def child(system: System, dies_at: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults.moving_child", system.url, str(dies_at)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env={"PYTHONPATH": PYTHONPATH},
-    )
+@pytest.fixture(scope="module")
+def children() -> BaseContext:
+    """Processes of their own that need not import everything anew, and inherit no thread or connection of ours."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.moving_child"])
+    return context
+
+
+def child(children: BaseContext, system: System, dies_at: int, notes: Path) -> int | None:
+    process = children.Process(target=moving_child.main, args=(system.url, dies_at, notes))
+    process.start()
+    process.join(120)
+    return process.exitcode
 
 
 def nobody(system: System) -> bool:
@@ -152,20 +157,26 @@ def nobody(system: System) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.any_server
 @pytest.mark.timeout(600)
-def test_killed_at_each_step(template: Database, fleet_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_each_step(
+    template: Database,
+    fleet_url: str,
+    children: BaseContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes = tmp_path / "steps"
     monkeypatch.setattr(foreign_keys, "JOINED_IN_TIME", -1)
     with cloned(template, fleet_url) as system:
-        whole = child(system, 0)
-        assert whole.returncode == 0, whole.stderr
-        steps = whole.stderr.splitlines()
+        assert child(children, system, 0, notes) == 0
+        steps = notes.read_text().splitlines()
         undisturbed = system.catalogue()
     assert {"check added", "detached public.transactions_y2024m01", "about to commit", "moved"} <= set(steps)
     for number in range(1, len(steps) + 1):
         with cloned(template, fleet_url) as system:
             with checked(system):
-                killed = child(system, number)
-                assert killed.returncode == -9, (number, killed.stderr)
+                assert child(children, system, number, notes) == -9, (number, notes.read_text())
                 wait_until(lambda: nobody(system), 20, "the end of the session")
                 archive(system.connection, {TABLE: FIRST_MONTH}, FIRST_MONTH)
             assert system.catalogue() == undisturbed, steps[number - 1]

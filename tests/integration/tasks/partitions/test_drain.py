@@ -167,6 +167,7 @@ def busy(kept: Kept, statement: str, *, every_s: float = 0.0, **changes: Any) ->
         raise found.error
 
 
+@pytest.mark.any_server
 def test_every_row_is_seen_once_at_every_moment(kept: Kept) -> None:
     kept.set_up(FILL)
     kept.set_up("CREATE SEQUENCE app.ids START 5001")

@@ -26,7 +26,7 @@ CREATE MATERIALIZED VIEW public.m AS SELECT kind, count(*) AS n FROM public.t GR
 CREATE UNIQUE INDEX m_key ON public.m (kind);
 CREATE VIEW public.v AS SELECT count(*) AS n FROM public.t;
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_server]
 
 
 def child(database: Database, how: str, number: int, *rest: str) -> int:

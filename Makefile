@@ -11,7 +11,7 @@ ROUNDS   ?= 5
 # Debian has 15
 SERVERS  ?= 14 16 17 18 debian
 
-.PHONY: help install demo test test-soak test-matrix bench lint types contracts check clean lock
+.PHONY: help install demo test test-soak test-matrix bench bench-quick lint types contracts check clean lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-matrix: install  ## what touches PostgreSQL, on 14 to 18 with contrib (SERV
 
 bench: install  ## every figure, as ratios against a peer in the same run
 	@status=0; for name in refresh clock events partitions; do $(BIN)/python -m benchmarks $$name || status=1; done; exit $$status
+
+bench-quick: install  ## every benchmark in quick mode, under 50 s each: that all of its parts measure
+	$(BIN)/python -m pytest -m bench
 
 lint: install
 	$(BIN)/ruff check .

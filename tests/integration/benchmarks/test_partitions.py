@@ -45,6 +45,12 @@ SMALL = Calendar(
 )
 
 
+def test_single_parts_measure() -> None:
+    said = measure("partitions", BOUNDS, FIGURES, only="planning")
+    assert any(bound["value"] is not None for bound in said["bounds"].values())
+
+
+@pytest.mark.bench
 @pytest.mark.slow
 def test_every_part_measures_in_quick_mode() -> None:
     measure("partitions", BOUNDS, FIGURES)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Oid
 
 from fleet.errors import TransientError
@@ -31,6 +32,13 @@ GLANCE_S = 0.05
 LOOK_S = 0.25
 # After a try that found no end of it: the statements that queued up behind us get through first.
 PAUSE_S = (0.2, 1.0)
+# The last: the time was over in the ROLLBACK TO of a nested block, which psycopg notes in its log and does not raise.
+_IN_VAIN = (
+    errors.LockNotAvailable,
+    errors.QueryCanceled,
+    errors.DeadlockDetected,
+    errors.InFailedSqlTransaction,
+)
 # The server ends a statement a moment later than it was told to, and rolls back.
 LEAST_MS = 1
 
@@ -88,12 +96,16 @@ def patiently(
 ) -> T:
     """Try a step in a transaction of its own until its locks are free, without anybody waiting longer than `budget`.
 
+    On a connection in autocommit mode, which is outside of any transaction afterwards, or closed.
+
     `relations`: what it will lock. While somebody holds a lock on one for longer than a glance nothing is tried.
     The step must have no effect outside of its transaction, and is called again after each try in vain.
 
     Raises:
         TransientError: never free for long enough; says who held what, where that can be seen.
     """
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        raise RuntimeError(f"{doing} would keep its locks until the end of a transaction that began before")
     oids = [Oid(oid) for oid in sorted(set(relations))]
     ends = time.monotonic() + patience.total.total_seconds()
     tried = 0
@@ -101,11 +113,8 @@ def patiently(
         if not _long_holders(connection, oids) or time.monotonic() >= ends:
             tried += 1
             try:
-                with connection.transaction():
-                    # With its locks held a commit would wait for every synchronous standby as well.
-                    _sql.commit_here(connection)
-                    return step(Deadline(connection, budget))
-            except (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected) as exc:
+                return _try(connection, step, budget)
+            except _IN_VAIN as exc:
                 if _interrupted(exc):
                     raise
                 if tried >= patience.tries or time.monotonic() >= ends:
@@ -113,6 +122,22 @@ def patiently(
             time.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - spreads load, keeps no secret
         else:
             time.sleep(LOOK_S)
+
+
+def _try(connection: psycopg.Connection[Any], step: Callable[[Deadline], T], budget: timedelta) -> T:
+    """Once, whole or not at all."""
+    try:
+        with connection.transaction():
+            # With its locks held a commit would wait for every synchronous standby as well.
+            _sql.commit_here(connection)
+            done = step(Deadline(connection, budget))
+            if connection.info.transaction_status is TransactionStatus.INERROR:
+                # To a COMMIT of what has failed the server says ROLLBACK, and nobody would hear it.
+                raise errors.InFailedSqlTransaction("a statement of this step failed, and the step went on")
+            return done
+    finally:
+        if connection.info.transaction_status is not TransactionStatus.IDLE and not connection.closed:
+            connection.close()
 
 
 def _interrupted(exc: BaseException) -> bool:

@@ -62,7 +62,7 @@ def read(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, A
 
 
 def read_within(connection: psycopg.Connection[Any], name: RelationName) -> dict[str, Any] | None:
-    """The same in a transaction that may be cut short at any statement: a SAVEPOINT that is leaves psycopg astray."""
+    """The same in a transaction of the caller's, and without a SAVEPOINT that its deadline might cut short."""
     _sql.print_plainly(connection)
     row: dict[str, Any] | None = _sql.read_partition(
         connection, schema=name.schema, name=name.name, constraint=CHECK_NAME

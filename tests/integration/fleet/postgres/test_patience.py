@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -180,6 +180,75 @@ def test_a_deadlock_is_tried_again(ours: psycopg.Connection[Any]) -> None:
         return len(tried)
 
     assert patiently(ours, step, budget=BUDGET, relations=oids(ours, "a"), doing="It") == 2
+
+
+def fail(connection: psycopg.Connection[Any]) -> None:
+    with suppress(errors.DivisionByZero):
+        connection.execute("SELECT 1 / 0")
+
+
+def nested(connection: psycopg.Connection[Any]) -> None:
+    with connection.transaction():
+        pass
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [fail, lambda connection: (fail(connection), nested(connection))],
+    ids=["a statement", "a savepoint"],
+)
+def test_what_has_failed_is_never_taken_for_done(ours: psycopg.Connection[Any], cut: Any) -> None:
+    """A nested block whose end is cut short only says so in psycopg's log; then the COMMIT is a ROLLBACK."""
+    tried: list[int] = []
+
+    def step(deadline: Deadline) -> int:
+        tried.append(1)
+        deadline.execute(sql.SQL("INSERT INTO a VALUES (1)"))
+        if len(tried) == 1:
+            cut(ours)
+        return len(tried)
+
+    assert patiently(ours, step, budget=BUDGET, relations=[], doing="It") == 2
+    assert ours.execute("SELECT count(*) FROM a").fetchone() == (1,)
+    nested(ours)
+
+
+def test_a_nested_block_that_ends_too_late_is_tried_again(ours: psycopg.Connection[Any]) -> None:
+    tried: list[int] = []
+
+    def step(deadline: Deadline) -> int:
+        tried.append(1)
+        deadline.execute(sql.SQL("INSERT INTO a VALUES (1)"))
+        with ours.transaction(savepoint_name="nested", force_rollback=True):
+            if len(tried) == 1:
+                # So that the block's own ROLLBACK TO fails.
+                ours.execute("RELEASE nested")
+        return len(tried)
+
+    assert patiently(ours, step, budget=BUDGET, relations=[], doing="It") == 2
+    # What such a block does is undone, and no more.
+    assert ours.execute("SELECT count(*) FROM a").fetchone() == (1,)
+
+
+def test_a_session_is_never_left_in_a_transaction(ours: psycopg.Connection[Any]) -> None:
+    """Whatever goes wrong in psycopg's own bookkeeping."""
+
+    left = ours.transaction()
+
+    def step(deadline: Deadline) -> None:
+        deadline.execute(sql.SQL("INSERT INTO a VALUES (1)"))
+        # A block that is never left, as one was that was interrupted at its beginning (psycopg before 3.3.7).
+        left.__enter__()
+        deadline.execute(sql.SQL("SELECT 1 / 0"))
+
+    with pytest.raises(psycopg.Error):
+        patiently(ours, step, budget=BUDGET, relations=[], doing="It")
+    assert ours.closed
+
+
+def test_it_begins_outside_of_any_transaction(ours: psycopg.Connection[Any]) -> None:
+    with ours.transaction(), pytest.raises(RuntimeError, match="It would keep its locks"):
+        patiently(ours, lambda deadline: None, budget=BUDGET, relations=[], doing="It")
 
 
 def test_any_other_error_is_the_callers(ours: psycopg.Connection[Any]) -> None:

@@ -186,7 +186,8 @@ def refuse_referred(
     if found:
         raise PermanentError(
             f"Rows of {partition} are referred to: {'; '.join(found)}",
-            remedy="Name these tables in companions, so that their rows move first; or delete these rows",
+            remedy="Name these tables in companions, so that their rows move first (those of a partition that has not "
+            "moved itself wait for that); or delete these rows",
         )
 
 

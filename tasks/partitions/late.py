@@ -1,18 +1,24 @@
-"""Rows that came after their range had left: from the default partition into the archive's partition of that range."""
+"""Rows that came after their range had left: from the default partition into the archive's partition of that range.
+
+A companion that is partitioned alike has late rows in a default partition of its own. They go in the run of the table
+that they belong to, in the order that the keys allow: before its rows where the key is between the parents, because
+nothing may refer to what leaves; after them where it is between the partitions of a month, because that key has moved
+to the archive with both, and the companion's row must find there what it refers to.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
-from fleet.errors import UpkeepError
+from fleet.errors import PermanentError, UpkeepError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range, read_partitioned
 from fleet.postgres.queries import load
@@ -50,10 +56,45 @@ def take_in(
     run_id: int | None = None,
     told: Callable[[str], object] = lambda step: None,
 ) -> Late:
-    """Move what is late, range by range; one that cannot be moved stops no other.
+    """Move what is late, its companions' rows with it; a range that cannot be moved stops no other.
 
-    On a connection in autocommit mode, under the table's advisory lock.
+    On a connection in autocommit mode, under the advisory locks of the table and its companions. Asked for a companion
+    it does nothing: the run of the table that it belongs to moves its rows.
     """
+
+    def of(one: PartitionSet) -> Late:
+        return _of_table(connection, policies, one, run_id=run_id, told=told)
+
+    if any(policy.name in each.companions and each.archive != "none" for each in policies.values()):
+        return Late()
+    theirs = [policies[name] for name in policy.companions if name in policies]
+    before = {each.name: of(each) for each in theirs if each.archive != "none"}
+    late = of(policy)
+    for name, first in before.items():
+        # What was refused may have had to wait for the rows that have gone just now.
+        _add(late, name, replace(first, refused=[], held=[], cold=0) if first.refused else first)
+        if first.refused:
+            _add(late, name, of(policies[name]))
+    return late
+
+
+def _add(late: Late, name: RelationName, companion: Late) -> None:
+    if companion.moved:
+        moved = late.companions.get(str(name), 0) + sum(companion.moved.values())
+        late.companions[str(name)] = moved
+    late.cold += companion.cold
+    late.held += companion.held
+    late.refused += companion.refused
+
+
+def _of_table(
+    connection: psycopg.Connection[Any],
+    policies: Mapping[RelationName, PartitionSet],
+    policy: PartitionSet,
+    *,
+    run_id: int | None,
+    told: Callable[[str], object],
+) -> Late:
     late = Late()
     name = RelationName(policy.archive_schema, policy.name.name)
     read = read_partitioned(connection, [policy.name, name])
@@ -87,7 +128,17 @@ def take_in(
                 late.held.append(exc)
             except UpkeepError as exc:
                 late.refused.append(exc)
+            except errors.IntegrityError as exc:
+                late.refused.append(_refused(child.name, leaf, exc))
     return late
+
+
+def _refused(child: RelationName, leaf: RelationName, exc: psycopg.Error) -> UpkeepError:
+    said = ". ".join(each for each in (exc.diag.message_primary, exc.diag.message_detail) if each)
+    remedy = f"Mend these rows of {leaf}, or delete those that {child} has already"
+    if isinstance(exc, errors.ForeignKeyViolation):
+        remedy = "Move or delete what refers to them first: a companion partitioned alike needs a policy of its own"
+    return PermanentError(f"Late rows of {leaf} cannot go to {child}: {said}", remedy=remedy)
 
 
 def _take_in(
@@ -117,6 +168,9 @@ def _take_in(
     archive = archives.ensure(connection, table.name, policy.archive_schema, budget=policy.lock_budget)
     going = accompanying.look(connection, policies, policy, table, range_)
     references = foreign_keys.read_references(connection, table.oid, control)
+    oid = _sql.read_oid(connection, schema=leaf.schema, name=leaf.name)
+    # What refers to the table is looked at below; this is what refers to that one partition.
+    foreign_keys.refuse_destructive(connection, oid, leaf)
     own = {each.name for each in going.plain}
     referred = partial(_refuse, connection, references, range_, leaf)
     referred(ignored=own)

@@ -425,6 +425,127 @@ def test_late_rows_go_to_the_archive_and_are_recorded(system):
     assert (found.moved, found.cold) == ({}, 1)
 
 
+AUDIT = RelationName("public", "audit")
+# The key between the parents, or between the partitions of each month alone.
+AUDIT_SCHEMA = """
+CREATE TABLE public.audit (id bigint NOT NULL, partition_date date NOT NULL, PRIMARY KEY (id, partition_date))
+    PARTITION BY RANGE (partition_date);
+CREATE TABLE public.audit_y2024m01 PARTITION OF public.audit FOR VALUES FROM ('2024-01-01') TO ('2024-02-01');
+CREATE TABLE public.audit_default PARTITION OF public.audit DEFAULT;
+CREATE TABLE public.transactions_default PARTITION OF public.transactions DEFAULT;
+INSERT INTO public.audit SELECT id, partition_date FROM public.transactions WHERE partition_date < '2024-02-01';
+"""
+PARENTS = (
+    "ALTER TABLE public.audit ADD CONSTRAINT of_transaction FOREIGN KEY (id, partition_date)"
+    " REFERENCES public.transactions"
+)
+PARTITIONS = (
+    "ALTER TABLE public.audit_y2024m01 ADD CONSTRAINT of_january FOREIGN KEY (id, partition_date)"
+    " REFERENCES public.transactions_y2024m01 DEFERRABLE INITIALLY DEFERRED"
+)
+DEFAULTS = (
+    "ALTER TABLE public.audit_default ADD CONSTRAINT of_default FOREIGN KEY (id, partition_date)"
+    " REFERENCES public.transactions_default"
+)
+LATE_ROWS = (
+    "INSERT INTO public.transactions (id, partition_date, amount) VALUES (1001, '2024-01-03', 5);"
+    "INSERT INTO public.audit VALUES (1001, '2024-01-03')"
+)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [PARENTS, PARTITIONS, DEFAULTS, "SELECT"],
+    ids=["between parents", "between partitions", "between defaults", "none"],
+)
+def test_late_rows_of_a_companion_that_is_partitioned_alike_go_in_the_order_that_the_keys_allow(system, keys):
+    system.as_owner(AUDIT_SCHEMA)
+    system.as_owner(keys)
+    own, theirs = policy(companions=(META, AUDIT)), policy(name=AUDIT, companions=())
+    policies = {TABLE: own, AUDIT: theirs}
+    system.move(companions=own.companions, others={AUDIT: theirs})
+    assert system.partitions("public.audit") == ["audit_default"]
+    system.as_owner(LATE_ROWS)
+    assert late.take_in(system.connection, policies, theirs) == late.Late()
+    found = late.take_in(system.connection, policies, own)
+    assert (found.moved, found.refused) == ({"archive.transactions_y2024m01": 1}, [])
+    assert found.companions == {"public.audit": 1, "public.transaction_metadata": 0}
+    assert system.scalar("SELECT count(*) FROM public.audit") == 0
+    assert system.scalar("SELECT count(*) FROM archive.audit WHERE id = 1001") == 1
+    assert system.scalar("SELECT count(*) FROM upkeep.archive_batch WHERE kind = 'late'") == 2
+    # One that comes alone, for a row that went in its time.
+    if keys != DEFAULTS:
+        system.as_owner("DELETE FROM archive.audit WHERE id = 4")
+        system.as_owner("ALTER TABLE public.audit DROP CONSTRAINT IF EXISTS of_transaction")
+        system.as_owner("INSERT INTO public.audit VALUES (4, '2024-01-05')")
+        found = late.take_in(system.connection, policies, own)
+        assert (found.moved, found.companions) == ({}, {"public.audit": 1})
+
+
+@pytest.mark.parametrize("keys", [PARENTS, DEFAULTS], ids=["between parents", "between defaults"])
+def test_late_rows_that_something_refers_to_wait_for_it_with_the_reason(system, keys):
+    """The companion's policy holds its rows, so that those that they refer to stay too."""
+    system.as_owner(AUDIT_SCHEMA)
+    system.as_owner(keys)
+    own = policy(companions=(META, AUDIT))
+    theirs = policy(name=AUDIT, companions=(), hold="id > 1000")
+    system.move(companions=own.companions, others={AUDIT: theirs})
+    system.as_owner(LATE_ROWS)
+    found = late.take_in(system.connection, {TABLE: own, AUDIT: theirs}, own)
+    assert (found.moved, sum(found.companions.values())) == ({}, 0)
+    (refused,) = found.refused
+    assert "audit" in refused.message
+    assert refused.remedy
+    (held,) = found.held
+    assert "audit_default has 1 row that must not be moved yet" in held.message
+    assert system.scalar("SELECT count(*) FROM public.transactions WHERE id = 1001") == 1
+    assert system.scalar("SELECT count(*) FROM public.audit WHERE id = 1001") == 1
+
+
+def test_keys_that_allow_no_order_are_named(system):
+    system.as_owner(AUDIT_SCHEMA)
+    system.as_owner(PARTITIONS)
+    system.as_owner(DEFAULTS)
+    own, theirs = policy(companions=(META, AUDIT)), policy(name=AUDIT, companions=())
+    system.move(companions=own.companions, others={AUDIT: theirs})
+    system.as_owner(LATE_ROWS)
+    found = late.take_in(system.connection, {TABLE: own, AUDIT: theirs}, own)
+    said = " ".join(each.message for each in found.refused)
+    assert "of_january" in said
+    assert "of_default" in said
+    assert system.scalar("SELECT count(*) FROM archive.transactions_all WHERE id = 1001") == 1
+
+
+def test_late_rows_that_the_archive_cannot_take_stop_no_others(system):
+    system.as_owner("CREATE TABLE public.transactions_default PARTITION OF public.transactions DEFAULT")
+    system.move()
+    system.move(FEBRUARY)
+    system.as_owner(
+        "INSERT INTO public.transactions (id, partition_date, amount)"
+        " SELECT id, partition_date, 5 FROM archive.transactions WHERE partition_date < '2024-02-01' LIMIT 1;"
+        "INSERT INTO public.transactions (id, partition_date, amount) VALUES (1001, '2024-02-03', 5)"
+    )
+    found = late.take_in(system.connection, {TABLE: policy()}, policy())
+    assert found.moved == {"archive.transactions_y2024m02": 1}
+    (refused,) = found.refused
+    assert "cannot go to archive.transactions_y2024m01: duplicate key value" in refused.message
+
+
+def test_nothing_is_deleted_along_with_late_rows(system):
+    system.as_owner(AUDIT_SCHEMA)
+    system.as_owner(
+        "ALTER TABLE public.audit_default ADD CONSTRAINT of_default FOREIGN KEY (id, partition_date)"
+        " REFERENCES public.transactions_default ON DELETE CASCADE"
+    )
+    system.move()
+    system.as_owner(
+        "INSERT INTO public.transactions (id, partition_date, amount) VALUES (1001, '2024-01-03', 5)"
+    )
+    found = late.take_in(system.connection, {TABLE: policy()}, policy())
+    assert found.moved == {}
+    assert "of_default of public.audit_default would delete" in found.refused[0].message
+
+
 def test_an_update_that_misses_is_told_where_the_row_is_and_counted(system, role):
     app_url = role(system.database, "app")
     system.move()

@@ -142,7 +142,7 @@ def test_rows_that_refer_to_a_partition(fleet: Connection, upkeep_database: Data
 
 
 def test_a_count_that_takes_too_long_is_said(fleet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.partitions.look.LONGEST_S", 0.2)
+    monkeypatch.setattr("tasks.partitions.counts.LONGEST_S", 0.2)
     found = looked(fleet, default="drain", hold="pg_sleep(10) IS NULL", companions=["app.meta"])
     assert any("t_y2023m01 that must not be moved yet were not counted" in each for each in found.unknown)
 

@@ -1,4 +1,4 @@
-"""What to raise the alarm about: partitions that run out, rows in the default one, gaps, moves that fail."""
+"""What to raise the alarm about: partitions that run out, rows in the default one, gaps, runs that fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from fleet.errors import PermanentError
 from fleet.names import RelationName
-from fleet.postgres.catalog.partitions import PartitionedTable, Value
+from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Value
 from fleet.settings.partitions import PartitionSet
 from tasks.partitions.calendar import Calendar, less
 from tasks.partitions.draft import Draft, counted
@@ -33,6 +33,7 @@ class Check(StrEnum):
     DEFAULT = "default_partition"
     GAP = "partition_gap"
     MOVE = "partition_move"
+    MAINTAIN = "partition_maintain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastMoves:
-    """How the newest runs that moved a table's partitions ended, as the ledger has them."""
+class LastRuns:
+    """How the newest runs of a task for a table ended, as the ledger has them."""
 
     failed: int
     """How many in a row, the newest first."""
@@ -67,7 +68,8 @@ def findings(
     archive: PartitionedTable | None = None,
     batches: Iterable[Batch] = (),
     default_rows: DefaultRows | None = None,
-    moves: LastMoves | None = None,
+    moves: LastRuns | None = None,
+    maintained: LastRuns | None = None,
 ) -> list[Finding]:
     """What is to be said about one table, the worst first; empty where all is well, or no calendar speaks of it."""
     if table.control_type is None or table.strategy != "range":
@@ -85,12 +87,14 @@ def findings(
         known=Known(default_rows=default_rows),
         calendar=calendar,
     )
-    found = [*_lag(draft), *_default(draft), *_gaps(draft), *_moves(draft, moves)]
+    found = [*_lag(draft), *_default(draft), *_gaps(draft)]
+    found += _failed(draft, Check.MAINTAIN, "run of upkeep.partitions.maintain for", maintained)
+    found += _failed(draft, Check.MOVE, "move of", moves)
     return sorted(found, key=lambda each: each.severity is not Severity.CRITICAL)
 
 
 def _lag(draft: Draft) -> Iterator[Finding]:
-    ahead = _days_ahead(draft)
+    ahead = _ahead(draft.calendar, draft.present, draft.clock)
     if ahead is None or ahead >= LAG_WARNING:
         return
     severity, threshold = (
@@ -109,10 +113,21 @@ def _lag(draft: Draft) -> Iterator[Finding]:
     )
 
 
-def _days_ahead(draft: Draft) -> float | None:
-    """For how many days from now every moment has a partition; None: for ever."""
-    end: Value = draft.calendar.value_at(draft.clock)
-    usable = [each.range for each in draft.present if each.range is not None and not each.detach_pending]
+def days_ahead(policy: PartitionSet, table: PartitionedTable, clock: datetime) -> float | None:
+    """For how many days from now every moment has a partition, the default one not counted; None: for ever.
+
+    Raises:
+        PermanentError: no calendar speaks of it.
+    """
+    if table.control_type is None or table.strategy != "range":
+        raise PermanentError(f"{table.name} is not partitioned by the range of a column of time")
+    present = [each for each in table.partitions if not each.is_default]
+    return _ahead(Calendar.of(policy, table.control_type), present, clock)
+
+
+def _ahead(calendar: Calendar, present: Iterable[Partition], clock: datetime) -> float | None:
+    end: Value = calendar.value_at(clock)
+    usable = [each.range for each in present if each.range is not None and not each.detach_pending]
     for bounds in usable:
         begun = bounds.lower is None or not less(end, bounds.lower)
         if begun and bounds.upper is None:
@@ -120,7 +135,7 @@ def _days_ahead(draft: Draft) -> float | None:
         if begun and bounds.upper is not None and less(end, bounds.upper):
             end = bounds.upper
     try:
-        ahead = draft.calendar.moment_of(end) - draft.clock
+        ahead = calendar.moment_of(end) - clock
     except (OverflowError, ValueError):
         return None
     # A date begins before the clock of its own day.
@@ -162,17 +177,17 @@ def _gaps(draft: Draft) -> Iterator[Finding]:
         )
 
 
-def _moves(draft: Draft, moves: LastMoves | None) -> Iterator[Finding]:
-    if moves is not None and moves.failed:
+def _failed(draft: Draft, check: Check, what: str, runs: LastRuns | None) -> Iterator[Finding]:
+    if runs is not None and runs.failed:
         yield Finding(
-            check=Check.MOVE,
+            check=check,
             severity=Severity.WARNING,
             object=draft.table.name,
-            value=moves.failed,
+            value=runs.failed,
             threshold=0,
             unit="runs",
-            message=f"the last {moves.failed} moves of {draft.table.name} failed: {moves.message}"
-            if moves.failed > 1
-            else f"the last move of {draft.table.name} failed: {moves.message}",
-            remedy=moves.remedy or "upkeep history shows the run",
+            message=f"the last {runs.failed} {what.replace(' ', 's ', 1)} {draft.table.name} failed: {runs.message}"
+            if runs.failed > 1
+            else f"the last {what} {draft.table.name} failed: {runs.message}",
+            remedy=runs.remedy or "upkeep history shows the run",
         )

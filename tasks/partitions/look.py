@@ -23,7 +23,7 @@ from fleet.settings.partitions import PartitionSet, leaders
 from tasks.jobs.statement import parse
 from tasks.partitions.calendar import subpartition_name
 from tasks.partitions.counts import Rows, held_rows
-from tasks.partitions.lines import Action, Batch, Known, Line
+from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
 from tasks.partitions.plan import plan
 from tasks.partitions.policy import Contradiction, Surroundings, judge
 
@@ -48,6 +48,10 @@ class Looked:
     """Empty where a contradiction is an error: then nothing is done."""
     unknown: tuple[str, ...] = ()
     """What could not be counted, and why."""
+    default_rows: DefaultRows | None = None
+    """None: not counted, or there is no default partition."""
+    batches: tuple[Batch, ...] = ()
+    """Which ranges have left this database."""
 
     @property
     def refused(self) -> bool:
@@ -64,14 +68,18 @@ def look(
     *,
     clock: datetime,
     rows: bool = True,
+    due: bool = True,
 ) -> Iterator[Looked]:
     """Judge and plan the tables with a policy (None: all), in the order of their names; changes nothing.
 
-    `rows`: count those that a plan depends on. Needs an autocommit connection.
+    `rows`: count those that a plan depends on; `due`: also those that keep what is due where it is. Needs an
+    autocommit connection.
     """
     wanted = sorted(database.partitions if names is None else names)
     for start in range(0, len(wanted), AT_ONCE):
-        yield from _Look(connection, database, wanted[start : start + AT_ONCE], clock=clock, rows=rows)()
+        yield from _Look(
+            connection, database, wanted[start : start + AT_ONCE], clock=clock, rows=rows, due=due
+        )()
 
 
 class _Look:
@@ -85,8 +93,10 @@ class _Look:
         *,
         clock: datetime,
         rows: bool,
+        due: bool,
     ) -> None:
-        self.connection, self.clock, self.rows = connection, clock, rows
+        self.connection, self.clock = connection, clock
+        self.rows, self.due = rows, due
         self.policies = [database.partitions[name] for name in names]
         asked = {
             *names,
@@ -121,12 +131,17 @@ class _Look:
             known = Known(taken=frozenset(taken & _names(each)))
             asked = Rows(self.connection, each.policy, table, each.lines, self.clock) if self.rows else None
             if asked is not None:
-                known = replace(
-                    known, default_rows=asked.default_rows(), held=asked.held(), referenced=asked.referenced()
-                )
+                known = replace(known, default_rows=asked.default_rows())
+                if self.due:
+                    known = replace(known, held=asked.held(), referenced=asked.referenced())
             # Where nobody knows more than the catalogue, the plan is there already.
             lines = each.lines if known == _NOTHING_MORE else tuple(self._plan(each.policy, table, known))
-            yield replace(each, lines=lines, unknown=tuple(asked.unknown) if asked is not None else ())
+            yield replace(
+                each,
+                lines=lines,
+                unknown=tuple(asked.unknown) if asked is not None else (),
+                default_rows=known.default_rows,
+            )
 
     def _first(self, policy: PartitionSet) -> Looked:
         """What the catalogue alone says."""
@@ -139,6 +154,7 @@ class _Look:
             table=table,
             archive=self.tables.get(_archive_of(policy)),
             contradictions=contradictions,
+            batches=tuple(self.batches.get(policy.name, ())),
             lines=() if wrong or table is None else tuple(self._plan(policy, table, Known())),
         )
 

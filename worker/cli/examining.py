@@ -30,6 +30,7 @@ from fleet.postgres.queries import load
 from fleet.settings import Database, Settings
 from schedules import state
 from schedules.entries import entries
+from tasks.partitions.watch import stand
 from tasks.refresh.trigger_ddl import look
 from tasks.refresh.view import missing
 from upkeep_client import connections
@@ -37,6 +38,7 @@ from upkeep_client.urls import parse
 from worker import doctor as judging
 from worker.cli import options, output
 from worker.doctor import About, Facts, Finding, Level, Skew
+from worker.doctor_partitions import judge_partitions
 from worker.doctor_triggers import judge_triggers
 from worker.doctor_views import judge_view
 
@@ -92,6 +94,7 @@ def examine(database: Database, settings: Settings) -> list[Finding]:
             findings += _asked(name, "scheduler", lambda: _scheduler(name, connection, settings))
         findings += _asked(name, "views", lambda: _views(database, connection))
         findings += _asked(name, "triggers", lambda: _triggers(database, connection))
+        findings += _asked(name, "partitions", lambda: _partitions(database, connection))
     return findings
 
 
@@ -235,6 +238,14 @@ def _triggers(database: Database, connection: psycopg.Connection[Any]) -> Iterat
     except UpkeepError:
         return  # told with the schema
     yield from judge_triggers(database.name, look(connection, database).plan())
+
+
+def _partitions(database: Database, connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+    try:
+        migrations.refuse_unless_current(connection, database.name)
+    except UpkeepError:
+        return  # told with the schema
+    yield from judge_partitions(database.name, stand(connection, database))
 
 
 def _show(findings: list[Finding], databases: list[str], *, everything: bool) -> None:

@@ -22,8 +22,11 @@ from fleet.postgres.queries import load
 from fleet.settings import Database, Tier
 from schedules.slots import latest_slot, next_slot
 from schedules.state import EntryState
+from tasks.partitions.checks import Severity
+from tasks.partitions.watch import Standing, stand
 from tasks.refresh.execute import REFRESH_VIEW
 from worker.cli import options, output, pausing, runs
+from worker.cli.partitions import DUE
 
 _sql = load("worker.cli", "freshness.sql")
 
@@ -59,6 +62,7 @@ class DatabaseStatus:
     open_runs: tuple[dict[str, Any], ...] = ()
     requests: tuple[dict[str, Any], ...] = ()
     """What writers have asked for in the database and no refresh has seen yet: view, requests, oldest."""
+    partitions: tuple[Standing, ...] = ()
     standby: bool = False
     error: UpkeepError | None = None
     pauses_error: UpkeepError | None = None
@@ -103,6 +107,7 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
         }
         open_runs = ledger.open_runs(connection)
         requests = tuple(_sql.read_requests(connection))
+        partitions = tuple(stand(connection, database))
         standby = is_standby(connection)
     declared = {str(view.name): view.tier for view in database.views.values()}
     tiers = declared | {view: row["tier"] for view, row in fresh.items() if view not in declared}
@@ -131,6 +136,7 @@ def read(database: Database, pauses: Mapping[str, EntryState]) -> DatabaseStatus
         views=tuple(views),
         open_runs=tuple(open_runs),
         requests=requests,
+        partitions=partitions,
         standby=standby,
     )
 
@@ -154,6 +160,12 @@ def problems(found: DatabaseStatus) -> Iterator[tuple[str, str, str]]:
             f"{tier_name} is paused {pausing.described(paused, now=found.clock)}",
             f"upkeep schedule resume {paused.entry}",
         )
+    for standing in found.partitions:
+        for wrong in (said for said in standing.looked.contradictions if not said.warning):
+            yield "error", f"{standing.name}: {wrong.message}", wrong.remedy
+        for finding in standing.findings:
+            level = "error" if finding.severity is Severity.CRITICAL else "warning"
+            yield level, finding.message, finding.remedy
     for each in found.views:
         last, going = each.last, each.under_way
         if last is not None and last.state in {State.FAILED, State.LOST, State.MISSED}:
@@ -210,11 +222,38 @@ def _document(found: DatabaseStatus) -> dict[str, Any]:
         ],
         "open_runs": list(found.open_runs),
         "requests": list(found.requests),
+        "partitions": [_partitions_document(each) for each in found.partitions],
         "problems": [
             {"level": level, "message": message, "remedy": remedy}
             for level, message, remedy in problems(found)
         ],
     }
+
+
+def _partitions_document(each: Standing) -> dict[str, Any]:
+    return {
+        "table": str(each.name),
+        "days_ahead": None if each.days_ahead is None else round(each.days_ahead, 2),
+        "default_rows": each.default_rows,
+        "due": {action.value: count for action, count in each.due.items()},
+    }
+
+
+def _partitions_line(each: Standing) -> str:
+    """Days ahead, rows where none should be, what is to be done."""
+    said = []
+    if each.days_ahead is not None:
+        said.append(f"partitions for {each.days_ahead:.0f} days")
+    elif each.looked.table is not None and not _wrong(each):
+        said.append("partitions without an end")
+    if each.default_rows is not None:
+        said.append(f"{output.count(each.default_rows, 'row')} in the default")
+    said += [f"{count:,} {DUE[action]}" for action, count in each.due.items()]
+    return f"{each.name}: {', '.join(said) or 'nothing is known'}"
+
+
+def _wrong(each: Standing) -> bool:
+    return any(not said.warning for said in each.looked.contradictions)
 
 
 def _show(found: DatabaseStatus) -> None:
@@ -238,10 +277,12 @@ def _show(found: DatabaseStatus) -> None:
         out.print(
             f"{output.count(row['requests'], 'request')} of writers for {row['view']}, the oldest for {oldest}"
         )
+    for each in found.partitions:
+        out.print(_partitions_line(each))
     said = list(problems(found))
     if said:
         out.print(output.listing(said))
-    if said or found.open_runs or found.requests:
+    if said or found.open_runs or found.requests or found.partitions:
         out.print()
 
 

@@ -140,7 +140,7 @@ def _show(plans: list[Plan]) -> None:
                 out.print()
                 out.print(output.listing([("warning", *options.ON_A_STANDBY)]))
             counts = Counter(line.action for each in made.tables for line in each.lines)
-            said = ", ".join(f"{counts[action]:,} {_NOUNS[action]}" for action in Action if counts[action])
+            said = ", ".join(f"{counts[action]:,} {DUE[action]}" for action in Action if counts[action])
             out.print()
             out.print(
                 f"{output.count(len(made.tables), 'table')}: {said or 'nothing to do'}. Nothing was changed.",
@@ -149,7 +149,7 @@ def _show(plans: list[Plan]) -> None:
         out.print()
 
 
-_NOUNS = {
+DUE = {
     Action.FINALIZE: "to finish detaching",
     Action.CREATE: "to create",
     Action.DRAIN: "to drain into",

@@ -118,3 +118,39 @@ def test_no_policy(upkeep: Upkeep) -> None:
     said = upkeep("plan", "partitions")
     assert said.code == 0
     assert "no table has a policy" in said.out
+
+
+def test_the_status_has_a_line_for_each_table(planned: Upkeep) -> None:
+    said = planned("status")
+    assert said.code == 0, said.err + said.out
+    whole = " ".join(said.out.split())
+    assert "public.t: partitions for " in whole
+    assert "1 row in the default, 1 to create, 1 to drain into, 1 to move" in whole
+    assert "public.t_default has 1 row" in whole
+    (database,) = planned("status", "--json").json["databases"]
+    (table,) = database["partitions"]
+    assert table.pop("days_ahead") > 0
+    assert table == {
+        "table": "public.t",
+        "default_rows": 1,
+        "due": {"create": 1, "drain": 1, "move": 1},
+    }
+    assert any("t_default" in each["message"] for each in database["problems"])
+
+
+def test_the_status_of_a_table_that_is_not_there(planned: Upkeep) -> None:
+    planned.write(planned.config.read_text() + '[databases.kept.partitions."public.gone"]\n')
+    said = planned("status")
+    assert "public.gone: nothing is known" in said.out
+    assert "There is no table public.gone" in " ".join(said.out.split())
+
+
+def test_the_doctor_looks_at_partitions(planned: Upkeep, upkeep_database: Database) -> None:
+    found = {each["object"]: each for each in planned("doctor", "--json").json["findings"]}
+    assert found["public.t_default"]["level"] == "warning"
+    assert "1 row" in found["public.t_default"]["message"]
+    assert "partitions" not in found
+    with upkeep_database.connect() as conn:
+        conn.execute("TRUNCATE public.t_default")
+    found = {each["object"]: each for each in planned("doctor", "--json").json["findings"]}
+    assert found["partitions"]["level"] == "ok"

@@ -11,7 +11,7 @@ import pytest
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import ControlType, Range
 from tasks.partitions.calendar import Period
-from tasks.partitions.checks import Check, Finding, LastMoves, Severity, findings
+from tasks.partitions.checks import Check, Finding, LastRuns, Severity, findings
 from tasks.partitions.lines import DefaultRows
 from tests.unit.tasks.partitions.subjects import CLOCK, NAME, months, partition, policy, table
 
@@ -25,7 +25,7 @@ def found(*partitions: Any, clock: datetime = CLOCK, **more: Any) -> list[Findin
 def test_all_is_well() -> None:
     assert found(*FULL) == []
     assert found(*FULL, partition("default"), default_rows=DefaultRows(periods={})) == []
-    assert found(*FULL, moves=LastMoves(failed=0)) == []
+    assert found(*FULL, moves=LastRuns(failed=0)) == []
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_gaps() -> None:
 
 
 def test_moves_that_fail() -> None:
-    (finding,) = found(*FULL, moves=LastMoves(failed=2, message="no lock", remedy="Wait"))
+    (finding,) = found(*FULL, moves=LastRuns(failed=2, message="no lock", remedy="Wait"))
     assert (finding.check, finding.object, finding.value, finding.remedy) == (Check.MOVE, NAME, 2, "Wait")
 
 
 def test_the_worst_comes_first() -> None:
-    said = found(FULL[0], moves=LastMoves(failed=1, message="no lock"))
+    said = found(FULL[0], moves=LastRuns(failed=1, message="no lock"))
     assert [each.severity for each in said] == [Severity.CRITICAL, Severity.WARNING, Severity.WARNING]
 
 

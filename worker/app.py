@@ -36,8 +36,8 @@ from tasks.partitions import archive_tasks
 from tasks.partitions import tasks as partition_tasks
 from tasks.refresh import request_tasks, trigger_tasks
 from tasks.refresh import tasks as refresh_tasks
-from tasks.refresh.view import manage
 from worker.broker import celery_settings, outlive_a_lost_connection
+from worker.declaring import declare
 from worker.dispatch import Dispatch
 from worker.reaper import Reaper
 from worker.stopping import Request, Stopping
@@ -194,7 +194,7 @@ def _introduce(**_: Any) -> None:
         try:
             with connect(database.url.get_secret_value(), application_name="upkeep/start") as connection:
                 refuse_unless_current(connection, database.name)
-                manage(connection, database)
+                declare(connection, database)
                 _keep_partitions(connection, database)
             log.info("database.kept", database=database.name, views=len(database.views))
         except psycopg.Error as exc:

@@ -23,7 +23,7 @@ from fleet.postgres.migrations import refuse_unless_current
 from schedules.bell import ring
 from schedules.expiry import end_expired
 from tasks.refresh.promotion import REFRESH_ALL, refresh_what_is_of_another_timeline
-from tasks.refresh.view import manage
+from worker.declaring import declare
 from worker.queues import waiting_bells
 from worker.watching import ThreadPerDatabase
 
@@ -86,7 +86,7 @@ class Watch:
             connection = connect(self._database.url.get_secret_value(), application_name="upkeep/reaper")
             self._connection = connection
             refuse_unless_current(connection, self._database.name)
-            manage(connection, self._database)
+            declare(connection, self._database)
             self._look_for_a_promotion(connection)
         end_expired(self._connection, self._database.name)
         due = ledger.ring_due(self._connection, busy=self._unknown_queues(self._connection))

@@ -33,6 +33,11 @@ premake = 5
 
 [databases.kept.partitions."public.broken"]
 archive = "none"
+
+[databases.kept.retention."public.orders"]
+years = 7
+archive_after_months = 13
+framework = "SOX"
 """
 
 
@@ -68,6 +73,13 @@ def test_they_are_there_soon_after_the_start_of_a_worker(kept: Kept) -> None:
     assert result is not None
     assert len(result["created"]) == 4
     assert result["ahead_days"] >= 89
+
+
+def test_the_rules_are_written_down_at_the_start(worker: Process, kept: Kept) -> None:
+    worker.wait_line(event="database.kept")
+    assert kept.rows("SELECT table_name, retention_years, declared FROM upkeep.retention") == [
+        {"table_name": "public.orders", "retention_years": 7, "declared": True}
+    ]
 
 
 def test_another_worker_that_starts_asks_for_nothing_more(upkeep: Fleet, worker: Process, kept: Kept) -> None:

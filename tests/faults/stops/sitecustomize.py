@@ -15,6 +15,8 @@ from typing import Any
 
 from fleet import events, ledger
 from fleet.ledger import State
+from tasks.partitions import archiving, keep
+from tasks.partitions.drain import Drain
 from tasks.refresh import debounce, requests
 from tasks.refresh.announce import Announcer
 from tasks.refresh.execute import Refresher
@@ -76,3 +78,23 @@ stops(
     after="ended",
 )
 stops(Announcer, "refreshed", lambda self, connection, view, **rest: view.name, before="committed")
+
+
+def stops_when_told(archive: Callable[..., Any]) -> Callable[..., Any]:
+    """Have it stop at each step that it tells of, within its transactions too."""
+
+    @functools.wraps(archive)
+    def stopping(*args: Any, told: Callable[[str], object], **kwargs: Any) -> Any:
+        def told_and_stopped(step: str) -> None:
+            told(step)
+            stop("told", step)
+
+        return archive(*args, told=told_and_stopped, **kwargs)
+
+    return stopping
+
+
+# A pool child: by the partition, or by what the archive tells of. The task's module is imported later than this one.
+stops(Drain, "move", lambda self: self.into.name, after="drained")
+stops(keep, "_make", lambda maker, line, kept: line.partition.name, after="made")
+archiving.archive = stops_when_told(archiving.archive)

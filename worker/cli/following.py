@@ -317,7 +317,7 @@ class _Bars:
                 description=run.target,
                 total=len(snapshot.children),
                 completed=over,
-                time=f"{over} of {len(snapshot.children)} views",
+                time=f"{over} of {len(snapshot.children)} runs",
             )
         else:
             self._show(self._first, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -133,16 +133,34 @@ def why(run: Run) -> str:
     if run.state == State.SUCCEEDED and "strategy" in result:
         return f"{result['strategy']}: {result.get('reason', '')}"
     if run.state == State.SUCCEEDED and "runs" in result:
-        return f"{result['runs']} of {output.count(result['views'], 'view')} started"
+        what = "view" if "views" in result else "table"
+        return f"{result['runs']} of {output.count(result.get(f'{what}s', result['runs']), what)} started"
     if run.state == State.SUCCEEDED and "batches" in result and not run.reason:
         returned = f", returned {result['returned']}" if "returned" in result else ""
         batches = "1 batch" if result["batches"] == 1 else f"{result['batches']:,} batches"
         return f"{batches}{returned}"
+    if run.state == State.SUCCEEDED and not run.reason and (done := _partitions(result)):
+        return done
     if run.state == State.RUNNING and run.progress:
         return ", ".join(
             str(run.progress[key]) for key in ("phase", "strategy", "reason") if run.progress.get(key)
         )
     return run.reason or ""
+
+
+def _partitions(result: Mapping[str, Any]) -> str:
+    """What was done to a table's partitions, or found there."""
+    drained, cold = result.get("drained_rows", 0), result.get("late_cold", 0)
+    late = result.get("late", 0) if "moved" in result else 0
+    parts = {f"{len(result.get(key, ()))} {key}": result.get(key) for key in _DONE} | {
+        f"{output.count(drained, 'row')} drained": drained,
+        f"{output.count(late, 'late row')}": late,
+        f"{output.count(cold, 'row')} too late for the archive": cold,
+    }
+    return ", ".join(said for said, there in parts.items() if there)
+
+
+_DONE = ("finalized", "created", "moved", "held")
 
 
 def _with_reason(what: str, run: Run) -> Text:

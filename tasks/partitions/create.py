@@ -32,6 +32,8 @@ _sql = load("tasks.partitions", "sql/create.sql")
 LOOKS = 3
 # Less than that ATTACH reads in no time.
 LARGE_DEFAULT_BYTES = 1 << 20
+# Of what is not alike: eight parts of a table, each with a dozen indexes, would fill a screen.
+NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +183,11 @@ class _Step:
         if now is None or _bounds(now) != _bounds(table):
             raise _Changed
         pattern, wanted = self._wanted()
-        like = {each.oid: each.name for each in likeness.tree(pattern)}
+        like = {each.oid: each for each in likeness.tree(pattern)}
         self._act_as(wanted.owner)
         self._do(statements.creation(wanted, like, version=connection.info.server_version))
         made = self._found()
+        self._do(statements.indexes(wanted, made))
         self._do(statements.privileges(wanted, made))
         if self.range is not None:
             self._execute(statements.add_bound_check(self.name, table.key[0], self.range))
@@ -305,7 +308,7 @@ class _Step:
             follow_parent(self.connection, each.name, parent=self.table.name)
         if missing := likeness.differences(wanted, self._found()):
             raise PermanentError(
-                f"{self.name} would not be like its sibling: {'; '.join(missing)}",
+                f"{self.name} would not be like its sibling: {_first(missing)}",
                 remedy="Make this one by hand, and report what it could not be given; nothing was changed",
             )
 
@@ -332,6 +335,11 @@ class _Step:
 
     def _execute(self, statement: statements.Statement) -> None:
         self.connection.execute(statement)
+
+
+def _first(missing: list[str]) -> str:
+    rest = len(missing) - NAMED
+    return "; ".join(missing[:NAMED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def newest(table: PartitionedTable) -> Partition | None:

@@ -18,6 +18,7 @@ from fleet.errors import PermanentError
 from fleet.names import MAX_IDENTIFIER_BYTES, RelationName
 from fleet.settings import HashSubpartitions, PartitionSet
 from tasks.partitions.shape import (
+    NOT_VALID,
     PARTITIONED,
     Column,
     Constraint,
@@ -25,6 +26,8 @@ from tasks.partitions.shape import (
     Policy,
     Publication,
     Shape,
+    Statistics,
+    Trigger,
     split,
 )
 
@@ -123,13 +126,26 @@ def refuse_incomplete(shape: Shape) -> None:
 def differences(wanted: Shape, found: Shape) -> list[str]:
     """What of a table that is not attached yet is not as wanted; what comes with ATTACH and after it is left out."""
     said = [
-        f"{part} of {wanted.name}: {have!r} instead of {want!r}"
+        f"{part} of {wanted.name}: {there}"
         for part, want, have in _compared(wanted, found)
         if want != have
+        for there in _told(want, have)
     ]
     for (_, child), (_, made) in pairs(wanted, found):
         said += differences(child, made)
     return said
+
+
+def _told(want: Any, have: Any) -> list[str]:
+    """Of parts with names only those that differ."""
+    if isinstance(want, dict) and isinstance(have, dict):
+        names = sorted({*want, *have}, key=str)
+        return [
+            f"{name}: {have.get(name)!r} instead of {want.get(name)!r}"
+            for name in names
+            if want.get(name) != have.get(name)
+        ]
+    return [f"{have!r} instead of {want!r}"]
 
 
 def tree(shape: Shape) -> list[Shape]:
@@ -217,9 +233,7 @@ def _divided(pattern: Shape, wanted: HashSubpartitions) -> Shape:
         toast_options=(),
         partition_key=key,
         replica_identity="d",
-        indexes=tuple(
-            replace(each, options=(), clustered=False, replica_identity=False) for each in leaf.indexes
-        ),
+        indexes=tuple(replace(each, clustered=False, replica_identity=False) for each in leaf.indexes),
         children=tuple(
             (bound, replace(inner, name=RelationName(leaf.name.schema, f"{leaf.name.name}_{number}")))
             for bound, number in bounds.items()
@@ -362,29 +376,13 @@ def _compared(wanted: Shape, found: Shape) -> Iterator[tuple[str, Any, Any]]:
     yield "TOAST options", set(wanted.toast_options), set(found.toast_options)
     yield "privileges", sorted(wanted.grants), sorted(found.grants)
     yield "columns", _by_name(wanted.columns), _by_name(found.columns)
-    yield (
-        "checks",
-        {each.name: (each.definition, each.comment) for each in wanted.constraints if each.kind == "c"},
-        {
-            each.name: (each.definition, each.comment)
-            for each in found.constraints
-            if each.kind == "c" and each.name != BOUND_CHECK
-        },
-    )
+    yield "checks", _parts(_checks(wanted)), _parts(_checks(found))
     if wanted.indexes:
         yield "indexes", _by_name(wanted.indexes), _by_name(found.indexes)
-    yield (
-        "triggers",
-        {each.name: each for each in wanted.triggers if not (each.inherited or each.ours)},
-        {each.name: each for each in found.triggers if not (each.inherited or each.ours)},
-    )
-    yield "policies", _by_name(wanted.policies), _by_name(found.policies)
-    yield (
-        "extended statistics",
-        {each.name: each for each in wanted.statistics},
-        {each.name: each for each in found.statistics},
-    )
-    yield "publications", _by_name(wanted.publications), _by_name(found.publications)
+    yield "triggers", _parts(_own_triggers(wanted)), _parts(_own_triggers(found))
+    yield "policies", _parts(wanted.policies), _parts(found.policies)
+    yield "extended statistics", _parts(wanted.statistics), _parts(found.statistics)
+    yield "publications", _parts(wanted.publications), _parts(found.publications)
     yield (
         "partitions",
         {child.name: bound for bound, child in wanted.children},
@@ -405,7 +403,36 @@ _COMPARED = (
 )
 
 
-def _by_name(
-    parts: Sequence[Column] | Sequence[Index] | Sequence[Policy] | Sequence[Publication],
-) -> dict[str, Any]:
+def _checks(shape: Shape) -> list[Constraint]:
+    return [each for each in shape.constraints if each.kind == "c" and each.name != BOUND_CHECK]
+
+
+def _own_triggers(shape: Shape) -> list[Trigger]:
+    return [each for each in shape.triggers if not (each.inherited or each.ours)]
+
+
+def _by_name(parts: Sequence[Column] | Sequence[Index]) -> dict[str, Any]:
     return {each.name: each for each in parts}
+
+
+def _parts(
+    parts: Sequence[Constraint | Trigger | Policy | Statistics | Publication],
+) -> dict[object, object]:
+    return {each.name: _comparable(each) for each in parts}
+
+
+def _comparable(part: Constraint | Trigger | Policy | Statistics | Publication) -> object:
+    """What can be compared of it: an expression that was sent as text may come back as one that means the same."""
+    if isinstance(part, Constraint):
+        return part.definition.removesuffix(NOT_VALID) if part.copied else NOT_VALID, part.comment
+    if isinstance(part, Trigger):
+        return replace(part, tail="")
+    if isinstance(part, Policy):
+        return replace(part, using=_there(part.using), check=_there(part.check))
+    if isinstance(part, Statistics):
+        return replace(part, kinds="")
+    return replace(part, filter=_there(part.filter))
+
+
+def _there(text: str | None) -> str | None:
+    return None if text is None else ""

@@ -19,6 +19,7 @@ from fleet.postgres.queries import load
 _sql = load("tasks.partitions", "sql/shape.sql")
 
 PARTITIONED = "p"
+NOT_VALID = " NOT VALID"
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -66,6 +67,13 @@ class Constraint:
     referenced_oid: int = 0
     referenced_set: RelationName | None = None
     """The table whose partition it refers to, where it refers to one."""
+    like: str = ""
+    """What the constraint is called that it is a copy of."""
+
+    @property
+    def copied(self) -> bool:
+        """Whether LIKE copies it as it is: one that is not valid would come out valid."""
+        return self.inherited or not self.definition.endswith(NOT_VALID)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +328,7 @@ def _constraint(row: Mapping[str, Any]) -> Constraint:
         referenced_quoted=row["referenced_quoted"] or "",
         referenced_oid=row["referenced"],
         referenced_set=RelationName(row["set_schema"], row["set_name"]) if row["set_name"] else None,
+        like=row["name"],
     )
 
 

@@ -5,6 +5,7 @@ Text that the server has deparsed goes back to it as it came; everything else is
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,19 +22,33 @@ _TRIGGER_STATES = {"O": "ENABLE", "D": "DISABLE", "R": "ENABLE REPLICA", "A": "E
 Statement = sql.Composed | sql.SQL
 
 
-def creation(shape: Shape, like: Mapping[int, RelationName], *, version: int) -> Iterator[Statement]:
-    """Make the table and what it is divided into, without privileges, publications, triggers and foreign keys."""
+def creation(shape: Shape, like: Mapping[int, Shape], *, version: int) -> Iterator[Statement]:
+    """Make the table and what it is divided into, with indexes and checks as the pattern's are.
+
+    LIKE copies their expressions as the server has parsed them. Their text, parsed again, may come out as another
+    expression that means the same (`a IN ('x', 'y')` of a varchar does), which ATTACH does not take for the parent's.
+    """
+    pattern = like[shape.oid]
     yield _tablespace(shape.tablespace)
-    yield _create_table(shape, like[shape.oid], version=version)
-    yield from _columns(shape)
+    yield _create_table(shape, pattern.name, version=version)
+    wanted = {each.like: each for each in shape.constraints if each.kind == "c" and each.copied}
+    for check in pattern.constraints:
+        if check.kind == "c" and check.name not in wanted:
+            yield _drop_constraint(shape, check.name)
+    # What a name is made from is in it, so that none is both an old and a new one.
+    for old, check in wanted.items():
+        if check.name != old:
+            yield sql.SQL("ALTER TABLE {} RENAME CONSTRAINT {} TO {}").format(
+                shape.name.identifier(), sql.Identifier(old), sql.Identifier(check.name)
+            )
     for constraint in shape.constraints:
         if constraint.kind == "c":
-            yield _add_constraint(shape, constraint.name, _deparsed(constraint.definition))
+            if not constraint.copied:
+                yield _add_constraint(shape, constraint.name, _deparsed(constraint.definition))
             yield from _comment(
                 "CONSTRAINT", sql.Identifier(constraint.name), constraint.comment, on=shape.name
             )
-    for index in shape.indexes:
-        yield from _index(shape, index)
+    yield from _columns(shape)
     yield from _statistics(shape)
     if shape.replica_identity in {"f", "n"}:
         yield _alter(
@@ -46,6 +61,46 @@ def creation(shape: Shape, like: Mapping[int, RelationName], *, version: int) ->
         yield sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
             shape.name.identifier(), child.name.identifier(), _deparsed(bound)
         )
+
+
+def indexes(wanted: Shape, found: Shape) -> Iterator[Statement]:
+    """Give the indexes that LIKE has copied their names, places and whatever else LIKE leaves out.
+
+    What is alike but for that may change places; one that the pattern has not finished is dropped.
+    """
+    if wanted.indexes:
+        copies: dict[tuple[object, ...], list[Index]] = defaultdict(list)
+        for each in found.indexes:
+            copies[_alike(each)].append(each)
+        matched = [(each, there.pop(0)) for each in wanted.indexes if (there := copies[_alike(each)])]
+        for left in (each for several in copies.values() for each in several):
+            yield _drop_index(found, left)
+        # A copy's name may be the one that another is to have.
+        renamed = [(each, copy) for each, copy in matched if each.name != copy.name]
+        for number, (_, copy) in enumerate(renamed):
+            yield _rename_index(found, copy.name, f"upkeep_{found.oid}_{number}")
+        for number, (each, _) in enumerate(renamed):
+            yield _rename_index(found, f"upkeep_{found.oid}_{number}", each.name)
+        for each, copy in matched:
+            yield from _index(wanted, each, tablespace=copy.tablespace)
+    for (_, child), (_, made) in pairs(wanted, found):
+        yield from indexes(child, made)
+
+
+def _alike(index: Index) -> tuple[object, ...]:
+    return (index.unique, index.definition, index.key, index.key_definition)
+
+
+def _rename_index(shape: Shape, old: str, new: str) -> Statement:
+    return sql.SQL("ALTER INDEX {} RENAME TO {}").format(
+        RelationName(shape.name.schema, old).identifier(), sql.Identifier(new)
+    )
+
+
+def _drop_index(shape: Shape, index: Index) -> Statement:
+    if index.key:
+        return _drop_constraint(shape, index.name)
+    return sql.SQL("DROP INDEX {}").format(RelationName(shape.name.schema, index.name).identifier())
 
 
 def owners(shape: Shape, owner: str) -> Iterator[Statement]:
@@ -191,7 +246,9 @@ def _tablespace(name: str) -> Statement:
 
 
 def _create_table(shape: Shape, like: RelationName, *, version: int) -> Statement:
-    including = ["DEFAULTS", "GENERATED", "STORAGE", "COMPRESSION"]
+    including = ["CONSTRAINTS", "DEFAULTS", "GENERATED", "STORAGE", "COMPRESSION"]
+    if shape.indexes:
+        including.append("INDEXES")
     if version < IDENTITY_IS_INHERITED and any(each.identity for each in shape.columns):
         including.append("IDENTITY")
     parts: list[sql.Composable] = [
@@ -241,24 +298,18 @@ def _add_constraint(shape: Shape, name: str, definition: sql.Composable) -> Stat
     )
 
 
-def _index(shape: Shape, index: Index) -> Iterator[Statement]:
+def _drop_constraint(shape: Shape, name: str) -> Statement:
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(shape.name.identifier(), sql.Identifier(name))
+
+
+def _index(shape: Shape, index: Index, *, tablespace: str) -> Iterator[Statement]:
     name = RelationName(shape.name.schema, index.name)
-    yield _tablespace(index.tablespace)
-    if index.key:
-        assert index.key_definition is not None  # a constraint has one
-        yield _add_constraint(shape, index.name, _deparsed(index.key_definition))
-        if index.options:
-            yield sql.SQL("ALTER INDEX {} SET ({})").format(
-                name.identifier(), sql.SQL(", ").join([_option(each) for each in index.options])
-            )
-        yield from _comment("CONSTRAINT", sql.Identifier(index.name), index.key_comment, on=shape.name)
-    else:
-        yield sql.SQL("{} {} ON {}{}").format(
-            sql.SQL("CREATE UNIQUE INDEX" if index.unique else "CREATE INDEX"),
-            sql.Identifier(index.name),
-            shape.name.identifier(),
-            _deparsed(index.definition),
+    if index.tablespace != tablespace:
+        yield sql.SQL("ALTER INDEX {} SET TABLESPACE {}").format(
+            name.identifier(), sql.Identifier(index.tablespace or "pg_default")
         )
+    if index.key:
+        yield from _comment("CONSTRAINT", sql.Identifier(index.name), index.key_comment, on=shape.name)
     for position, target in index.statistics:
         yield sql.SQL("ALTER INDEX {} ALTER COLUMN {} SET STATISTICS {}").format(
             name.identifier(), sql.Literal(position), sql.Literal(target)

@@ -117,6 +117,51 @@ def test_pg_dump_tells_a_new_partition_from_its_sibling_by_name_and_bounds_alone
     assert kept.make(FEBRUARY, month(2026, 2)).reason == "app.transactions_y2026m02 is there already"
 
 
+REWRITTEN = """
+CREATE TABLE app.transactions (
+    id bigint NOT NULL, created_at timestamptz NOT NULL, status varchar(16) NOT NULL,
+    CONSTRAINT known CHECK (status IN ('pending', 'done')), PRIMARY KEY (id, created_at)
+) PARTITION BY RANGE (created_at);
+CREATE UNIQUE INDEX open_ones ON app.transactions (created_at, id) WHERE status IN ('pending', 'late');
+CREATE INDEX ON app.transactions ((status IN ('pending', 'odd')));
+CREATE INDEX ON app.transactions (created_at);
+CREATE INDEX ON app.transactions (created_at);
+ALTER TABLE app.transactions ADD CONSTRAINT later CHECK (status NOT IN ('no', 'never')) NOT VALID;
+CREATE TABLE app.transactions_y2026m01 PARTITION OF app.transactions FOR VALUES FROM ('2026-01-01Z') TO ('2026-02-01Z')
+  PARTITION BY HASH (id);
+CREATE TABLE app.transactions_y2026m01_0 PARTITION OF app.transactions_y2026m01
+  FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+ALTER TABLE app.transactions_y2026m01_0 ADD CONSTRAINT own CHECK (status IN ('pending', 'done')) NOT VALID;
+CREATE TRIGGER own BEFORE UPDATE ON app.transactions_y2026m01_0 FOR EACH ROW WHEN (NEW.status IN ('a', 'b'))
+  EXECUTE FUNCTION app.note();
+CREATE POLICY own ON app.transactions_y2026m01_0 USING (status IN ('pending', 'done'));
+CREATE STATISTICS app.transactions_y2026m01_0_own ON (status IN ('a', 'b')), id FROM app.transactions_y2026m01_0;
+"""
+
+
+@pytest.mark.any_server
+def test_an_expression_that_comes_back_from_its_text_as_another_one_is_copied_as_it_is(kept: Kept) -> None:
+    kept.set_up("CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    kept.set_up(REWRITTEN)
+    for made in (FEBRUARY, partition(2026, 3)):
+        kept.make(made, month(2026, 2 if made == FEBRUARY else 3))
+    count = (
+        "SELECT count(*), count(*) FILTER (WHERE c.relispartition)"
+        " FROM pg_index i JOIN pg_class c ON c.oid = indexrelid"
+    )
+    for name in ("transactions_y2026m02", "transactions_y2026m02_0", "transactions_y2026m03_0"):
+        # None was made a second time because the first was not taken for the parent's.
+        assert kept.rows(f"{count} WHERE indrelid = %s::regclass", f"app.{name}") == [(5, 5)]
+        assert (
+            kept.scalar(
+                "SELECT count(DISTINCT pg_get_constraintdef(c.oid)) FROM pg_constraint c"
+                " WHERE conname = 'known' AND conrelid IN ('app.transactions'::regclass, %s::regclass)",
+                f"app.{name}",
+            )
+            == 1
+        )
+
+
 DIVIDED = """
 CREATE TABLE app.transactions (
     id bigint NOT NULL, created_at timestamptz NOT NULL, amount numeric NOT NULL DEFAULT 0 CHECK (amount >= 0),

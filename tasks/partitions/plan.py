@@ -154,7 +154,7 @@ class _Plan(Draft):
             return
         if found.stray:
             yield self.warning(
-                f"{counted(found.stray)} of the default partition have no period: NULL, infinity, no calendar's year",
+                f"{counted(found.stray)} of the default partition without a period: NULL, infinity, no calendar's year",
                 "They stay there; correct them, or declare the column NOT NULL",
                 partition=default.name,
                 rows=found.stray,
@@ -209,7 +209,7 @@ class _Plan(Draft):
         rows = count if len(pieces) == 1 else None
         for piece, archived in pieces:
             if not archived:
-                yield self._made(Action.DRAIN, piece, f"{counted(count)} of it are in {default.name}", rows)
+                yield self._made(Action.DRAIN, piece, f"{counted(count)} of it in {default.name}", rows)
                 continue
             cold = any(overlap(piece, each) for each in self.gone)
             goes = [

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.text import Text
 
 from fleet.errors import PermanentError, UpkeepError
@@ -172,8 +174,9 @@ def _show_table(looked: Looked) -> None:
     if done:
         table = output.table("what", "partition and why", "range", "rows", right=("rows",))
         for line in done:
-            name = Text.assemble(
-                "" if line.partition is None else str(line.partition), (f"\n  {line.reason}", "dim")
+            name = Group(
+                Text("" if line.partition is None else str(line.partition)),
+                Padding(Text(line.reason, "dim"), (0, 0, 0, 2)),
             )
             shown = "" if line.range is None or calendar is None else calendar.said(line.range)
             table.add_row(output.styled(line.action.value), name, shown, output.number(line.rows))

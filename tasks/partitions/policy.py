@@ -113,7 +113,7 @@ def judge(
             _error(
                 "",
                 f"{policy.name} is partitioned by {table.strategy}, not by range",
-                f"Take it out: {_OR_OUT}",
+                f"Partition it by range; {_OR_OUT}",
             )
         ]
     found = list(_key(policy, table))
@@ -228,12 +228,12 @@ def _subpartitions(policy: PartitionSet, table: PartitionedTable) -> Iterator[Co
 def _privileges(
     policy: PartitionSet, table: PartitionedTable, around: Surroundings
 ) -> Iterator[Contradiction]:
-    role, owner = _quoted(around.role), _quoted(table.owner)
+    owner = _quoted(table.owner)
     if not table.may_alter:
         yield _error(
             "",
             f"{around.role} may not alter {policy.name}: it is no member of its owner",
-            f"GRANT {owner} TO {role}",
+            _membership(table, around.role),
         )
     elif not table.may_create_in_schema:
         schema = _quoted(table.name.schema)
@@ -300,7 +300,7 @@ def _archive(policy: PartitionSet, table: PartitionedTable, around: Surroundings
             yield _error(
                 "archive_schema",
                 f"{around.role} may not alter {place}: it is no member of its owner",
-                f"GRANT {_quoted(there.owner)} TO {role}",
+                _membership(there, around.role),
             )
     if table.row_security and around.version_num < INVOKER_VIEWS:
         yield _error(
@@ -337,8 +337,18 @@ def _companion(
         yield _error(
             "companions",
             f"{around.role} may not work on {name}: it is no member of its owner",
-            f"GRANT {_quoted(companion.owner)} TO {_quoted(around.role)}",
+            _membership(companion, around.role),
         )
+
+
+def _membership(table: PartitionedTable, role: str) -> str:
+    """How a role comes to act as a table's owner; never by becoming a superuser."""
+    if table.owner_is_superuser:
+        return (
+            f"{table.owner} is a superuser: ALTER TABLE {table.name} OWNER TO another role, with its partitions, "
+            f"and make {role} a member of that one"
+        )
+    return f"GRANT {_quoted(table.owner)} TO {_quoted(role)}"
 
 
 def _quoted(name: str) -> str:

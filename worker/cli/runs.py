@@ -156,6 +156,7 @@ def _partitions(result: Mapping[str, Any]) -> str:
         f"{output.count(drained, 'row')} drained": drained,
         f"{output.count(late, 'late row')}": late,
         f"{output.count(cold, 'row')} too late for the archive": cold,
+        "analysed": result.get("analyzed") is True,
     }
     return ", ".join(said for said, there in parts.items() if there)
 

@@ -104,6 +104,7 @@ class PartitionedTable:
     owner: str = ""
     may_alter: bool = False
     """Whether the current role owns it or is a member of its owner."""
+    owner_is_superuser: bool = False
     may_create_in_schema: bool = False
     strategy: str = ""
     """range, list or hash."""
@@ -212,6 +213,7 @@ def _table(
         kind=row["kind"],
         owner=row["owner"],
         may_alter=row["may_alter"],
+        owner_is_superuser=row["owner_is_superuser"],
         may_create_in_schema=row["may_create_in_schema"],
         strategy=_STRATEGIES.get(row["strategy"], ""),
         key=tuple(row["key"]),

@@ -9,6 +9,7 @@ SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('Da
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
        pg_catalog.pg_get_userbyid(c.relowner) AS owner,
        pg_catalog.pg_has_role(c.relowner, 'USAGE') AS may_alter,
+       coalesce((SELECT r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.oid = c.relowner), false) AS owner_is_superuser,
        pg_catalog.has_schema_privilege(n.oid, 'CREATE') AS may_create_in_schema,
        c.relispartition AS is_partition, c.relrowsecurity AS row_security,
        p.partstrat::text AS strategy,

@@ -26,6 +26,8 @@ def succeeded(result: dict[str, Any]) -> Run:
             {"finalized": [], "created": ["a", "b"], "drained": {"a": 3}, "drained_rows": 3, "late": 0},
             "2 created, 3 rows drained",
         ),
+        ({"created": [], "drained_rows": 0, "analyzed": True}, "analysed"),
+        ({"created": ["a"], "drained_rows": 0, "analyzed": "not due"}, "1 created"),
         (
             {"moved": ["a"], "rows": 7, "late": 1, "late_cold": 2, "finalized": ["b"], "held": {"c": "law"}},
             "1 finalized, 1 moved, 1 held, 1 late row, 2 rows too late for the archive",

@@ -394,10 +394,14 @@ def test_privileges(database: Database, role: NewRole) -> None:
         with psycopg.connect(fleet_url, autocommit=True) as fleet:
             found = read_partitioned(fleet, [name])[name]
             assert (found.owner, found.may_alter, found.may_create_in_schema) == ("the owner", False, False)
+            assert not found.owner_is_superuser
             assert not found.control_nullable
             admin.execute('GRANT "the owner" TO "the fleet"')
             found = read_partitioned(fleet, [name])[name]
             assert (found.may_alter, found.may_create_in_schema) == (True, True)
+            admin.execute("ALTER TABLE app.t OWNER TO postgres")
+            found = read_partitioned(fleet, [name])[name]
+            assert (found.owner_is_superuser, found.may_alter) == (True, False)
 
 
 def test_waits_for_nobody(database: Database, conn: Connection) -> None:

@@ -66,7 +66,12 @@ def history(  # noqa: PLR0917 - Typer fills them by name
     view: Annotated[
         str | None,
         typer.Option(
-            "--view", "-v", metavar="SCHEMA.VIEW", help="Only runs of this view.", show_default=False
+            "--view",
+            "-v",
+            "--target",
+            metavar="SCHEMA.NAME",
+            help="Only runs of this view or table.",
+            show_default=False,
         ),
     ] = None,
     task: Annotated[

@@ -108,7 +108,7 @@ def document(run: Run) -> dict[str, Any]:
 
 def results(runs: Iterable[Run]) -> Table:
     """What became of several runs: one line each, a second one for why."""
-    table = output.table("run", "view", "state", "took", "rows", right=("run", "took", "rows"))
+    table = output.table("run", "target", "state", "took", "rows", right=("run", "took", "rows"))
     for run in runs:
         table.add_row(
             str(run.id),

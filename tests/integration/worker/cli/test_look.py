@@ -136,6 +136,7 @@ def test_history_is_newest_first_and_filters(upkeep: Upkeep, ran: dict[str, int]
     assert ids() == sorted(ran.values(), reverse=True)
     assert ids("--limit", "2") == sorted(ran.values(), reverse=True)[:2]
     assert ids("--view", "PUBLIC.top") == [ran["child"], ran["failed"]]
+    assert ids("--target", "PUBLIC.top") == ids("--view", "PUBLIC.top")
     assert ids("--state", "failed") == [ran["failed"]]
     assert ids("--task", "upkeep.refresh.tier") == [ran["parent"]]
     assert ids("--task", "upkeep.nope") == []

@@ -142,7 +142,9 @@ def _show(plans: list[Plan]) -> None:
                 out.print()
                 out.print(output.listing([("warning", *options.ON_A_STANDBY)]))
             counts = Counter(line.action for each in made.tables for line in each.lines)
-            said = ", ".join(f"{counts[action]:,} {DUE[action]}" for action in Action if counts[action])
+            parts = [f"{counts[action]:,} {DUE[action]}" for action in Action if counts[action]]
+            wrong = sum(not all(said.warning for said in each.contradictions) for each in made.tables)
+            said = ", ".join([*parts, *([f"{wrong:,} not planned, with errors"] if wrong else [])])
             out.print()
             out.print(
                 f"{output.count(len(made.tables), 'table')}: {said or 'nothing to do'}. Nothing was changed.",

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from worker.cli import output
 from worker.demo.live import Row
 from worker.demo.processes import Fleet
 from worker.demo.sample import Writer
@@ -62,6 +63,6 @@ def judge(
     for problem in problems:
         console.print(f"[bold red]failed:[/] {problem}", highlight=False)
     if not problems and not interrupted:
-        said = f"{len(rows)} views refreshed, none failed, {writer.bursts} bursts of writes"
+        said = f"{output.count(len(rows), 'view')} refreshed, none failed, {writer.bursts} bursts of writes"
         console.print(f"[bold green]ok:[/] {said}")
     return Verdict(problems=tuple(problems), rows=tuple(rows), bursts=writer.bursts)

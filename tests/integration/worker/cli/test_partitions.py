@@ -104,6 +104,7 @@ def test_check_names_the_setting(planned: Upkeep) -> None:
     assert 'column = "day"' in said.out
     plan = planned("plan", "partitions", "--json")
     assert plan.code == 1
+    assert "1 table: 1 not planned, with errors. Nothing was changed." in planned("plan", "partitions").out
     assert plan.json["databases"][0]["tables"][0]["plan"] == []
     assert plan.json["databases"][0]["tables"][0]["problems"][0]["setting"] == "column"
 

@@ -171,7 +171,13 @@ def _refusals(facts: Facts, asked: Asked) -> Iterator[tuple[str, str]]:
         yield f"{name} is a table OF a type", f"ALTER TABLE {name} NOT OF"
     if not table.may_alter:
         grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(table.owner), sql.Identifier(table.role))
-        yield f"The role {table.role} may not act as the owner of {name}, {table.owner}", grant.as_string()
+        yield (
+            f"The role {table.role} may not act as the owner of {name}, {table.owner}",
+            f"{table.owner} is a superuser: ALTER TABLE {name} OWNER TO another role, and make the fleet's role a "
+            "member of that one"
+            if table.owner_is_superuser
+            else grant.as_string(),
+        )
     if not table.owner_may_create:
         grant = sql.SQL("GRANT CREATE ON SCHEMA {} TO {}").format(
             sql.Identifier(table.schema), sql.Identifier(table.owner)

@@ -8,6 +8,7 @@ SELECT pg_catalog.set_config('search_path', '', true), pg_catalog.set_config('Ti
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c.relpersistence::text AS persistence,
        pg_catalog.pg_get_userbyid(c.relowner) AS owner, current_user AS role,
        pg_catalog.pg_has_role(c.relowner, :as_role) AND pg_catalog.pg_has_role(c.relowner, 'USAGE') AS may_alter,
+       coalesce((SELECT r.rolsuper FROM pg_catalog.pg_roles AS r WHERE r.oid = c.relowner), false) AS owner_is_superuser,
        pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE') AS owner_may_create,
        c.relispartition AS is_partition,
        EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = c.oid) AS has_children,

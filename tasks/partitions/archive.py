@@ -19,6 +19,7 @@ from fleet.errors import PermanentError
 from fleet.names import MAX_IDENTIFIER_BYTES, RelationName
 from fleet.postgres.patience import Deadline, patiently
 from fleet.postgres.queries import load
+from tasks.partitions.readers import Relation, carry_over, grants, read_readers, read_relation
 
 _sql = load("tasks.partitions", "sql/archive.sql")
 
@@ -130,18 +131,6 @@ def view_columns(hot: Sequence[str], shown: Sequence[str]) -> tuple[list[str], b
     return [*hot, *OF_THE_ARCHIVE], False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Relation:
-    oid: int
-    kind: str
-    owner: str
-    may_alter: bool
-    row_security: bool
-    forced_row_security: bool
-    partition_key: str | None
-    as_reader: bool
-
-
 def ensure(
     connection: psycopg.Connection[Any],
     table: RelationName,
@@ -159,7 +148,7 @@ def ensure(
         TransientError: the archive was busy all the time.
     """
     name, view_name = place_of(table, schema)
-    hot = _relation(connection, table)
+    hot = read_relation(connection, table)
     if hot is None:
         raise PermanentError(f"There is no table {table}", remedy="Take it out of upkeep.toml")
     key: str = hot.partition_key or _sql.key_by(connection, column=partition_by)
@@ -175,11 +164,11 @@ def ensure(
             f"{table} has row security, and a view of PostgreSQL 14 over it and its archive would show every row",
             remedy='Upgrade to PostgreSQL 15 or later, or write archive = "none" in its policy',
         )
-    archive = _relation(connection, name)
+    archive = read_relation(connection, name)
     if archive is None:
         _prepare_schema(connection, schema, hot)
         _in_one(connection, _create(table, name, hot, key), [hot.oid], name, budget)
-        archive = _relation(connection, name)
+        archive = read_relation(connection, name)
         assert archive is not None  # committed a moment ago, under the table's lock
     _judge(table, hot, key, name, archive)
     # Before anything is changed: a difference that cannot be followed changes nothing.
@@ -187,7 +176,7 @@ def ensure(
     steps: list[sql.Composed] = []
     if following != Following():
         steps.append(_follow(name, following))
-    steps += _carry_over(connection, hot, archive, name)
+    steps += carry_over(connection, hot, archive, name)
     steps += _view(connection, table, hot, columns=columns, archive=name, name=view_name)
     _in_one(connection, steps, [archive.oid], name, budget)
     return Archive(oid=archive.oid, name=name, view=view_name)
@@ -196,11 +185,6 @@ def ensure(
 def read_columns(connection: psycopg.Connection[Any], oid: int) -> list[Column]:
     """A relation's columns in their order."""
     return [Column(**row) for row in _sql.read_columns(connection, oid=Oid(oid))]
-
-
-def _relation(connection: psycopg.Connection[Any], name: RelationName) -> _Relation | None:
-    row = _sql.read_relation(connection, schema=name.schema, name=name.name)
-    return None if row is None else _Relation(**row)
 
 
 def _in_one(
@@ -238,7 +222,7 @@ def _in_one(
         ) from exc
 
 
-def _judge(table: RelationName, hot: _Relation, key: str, name: RelationName, archive: _Relation) -> None:
+def _judge(table: RelationName, hot: Relation, key: str, name: RelationName, archive: Relation) -> None:
     if archive.kind != "p" or archive.partition_key != key:
         raise PermanentError(
             f"{name}, the archive of {table}, is not partitioned by {key}",
@@ -251,7 +235,7 @@ def _judge(table: RelationName, hot: _Relation, key: str, name: RelationName, ar
         )
 
 
-def _prepare_schema(connection: psycopg.Connection[Any], schema: str, hot: _Relation) -> None:
+def _prepare_schema(connection: psycopg.Connection[Any], schema: str, hot: Relation) -> None:
     """The archive's schema, made where the role may."""
     owner = sql.Identifier(hot.owner)
     stands = _sql.read_schema(connection, schema=schema, owner=hot.owner)
@@ -280,7 +264,7 @@ def _prepare_schema(connection: psycopg.Connection[Any], schema: str, hot: _Rela
             )
 
 
-def _create(table: RelationName, name: RelationName, hot: _Relation, key: str) -> list[sql.Composed]:
+def _create(table: RelationName, name: RelationName, hot: Relation, key: str) -> list[sql.Composed]:
     return [
         sql.SQL(
             "CREATE TABLE {} (LIKE {} INCLUDING GENERATED INCLUDING STORAGE INCLUDING COMPRESSION"
@@ -319,103 +303,17 @@ def _follow(name: RelationName, following: Following) -> sql.Composed:
     return sql.SQL("ALTER TABLE {} {}").format(name.identifier(), sql.SQL(", ").join(actions))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reader:
-    role: str
-    grantable: bool
-    column: str
-
-
-def _readers(connection: psycopg.Connection[Any], oid: int) -> set[_Reader]:
-    return {_Reader(**row) for row in _sql.read_readers(connection, oid=Oid(oid))}
-
-
-def _role(name: str) -> sql.Composable:
-    return sql.Identifier(name) if name else sql.SQL("PUBLIC")
-
-
-def _grants(name: RelationName, readers: set[_Reader]) -> list[sql.Composed]:
-    """SELECT as on the table. One that is taken away there is not taken away here: auditors may have been given it."""
-    found: list[sql.Composed] = []
-    for each in sorted(readers, key=lambda reader: (reader.role, reader.column)):
-        statement = sql.SQL("GRANT SELECT{} ON {} TO {}{}").format(
-            sql.SQL(" ({})").format(sql.Identifier(each.column)) if each.column else sql.SQL(""),
-            name.identifier(),
-            _role(each.role),
-            sql.SQL(" WITH GRANT OPTION" if each.grantable else ""),
-        )
-        found.append(statement)
-    return found
-
-
-def _carry_over(
-    connection: psycopg.Connection[Any], hot: _Relation, archive: _Relation, name: RelationName
-) -> list[sql.Composed]:
-    """Who may read, and which rows, as the table has it now."""
-    readers = _readers(connection, hot.oid)
-    lacking = readers - _readers(connection, archive.oid)
-    steps = _grants(name, lacking)
-    if lacking:
-        stands = _sql.read_schema(connection, schema=name.schema, owner=hot.owner)
-        if stands["may_grant"]:
-            for role in sorted({each.role for each in lacking}):
-                usage = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(
-                    sql.Identifier(name.schema), _role(role)
-                )
-                steps.append(usage)
-    wanted = list(_sql.read_policies(connection, oid=Oid(hot.oid)))
-    there = list(_sql.read_policies(connection, oid=Oid(archive.oid)))
-    steps += _security(hot, archive, name)
-    for each in there:
-        if each not in wanted:
-            drop = sql.SQL("DROP POLICY {} ON {}").format(sql.Identifier(each["name"]), name.identifier())
-            steps.append(drop)
-    for each in wanted:
-        if each not in there:
-            steps.append(_policy(name, each))
-    return steps
-
-
-_COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
-
-
-def _policy(name: RelationName, policy: dict[str, Any]) -> sql.Composed:
-    def clause(keyword: str, expression: str) -> sql.Composable:
-        return sql.SQL(f" {keyword} ({{}})").format(sql.SQL(expression)) if expression else sql.SQL("")
-
-    return sql.SQL("CREATE POLICY {} ON {} AS {} FOR {} TO {}{}{}").format(
-        sql.Identifier(policy["name"]),
-        name.identifier(),
-        sql.SQL("PERMISSIVE" if policy["permissive"] else "RESTRICTIVE"),
-        sql.SQL(_COMMANDS[policy["command"]]),
-        sql.SQL(", ").join(_role(role) for role in policy["roles"]),
-        clause("USING", policy["visible"]),
-        clause("WITH CHECK", policy["allowed"]),
-    )
-
-
-def _security(hot: _Relation, archive: _Relation, name: RelationName) -> list[sql.Composed]:
-    found = []
-    if hot.row_security != archive.row_security:
-        verb = "ENABLE" if hot.row_security else "DISABLE"
-        found.append(sql.SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(name.identifier(), sql.SQL(verb)))
-    if hot.forced_row_security != archive.forced_row_security:
-        verb = "FORCE" if hot.forced_row_security else "NO FORCE"
-        found.append(sql.SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(name.identifier(), sql.SQL(verb)))
-    return found
-
-
 def _view(
     connection: psycopg.Connection[Any],
     table: RelationName,
-    hot: _Relation,
+    hot: Relation,
     *,
     columns: Sequence[Column],
     archive: RelationName,
     name: RelationName,
 ) -> list[sql.Composed]:
     """What makes the view over both, where it is not as it should be."""
-    stands = _relation(connection, name)
+    stands = read_relation(connection, name)
     if stands is not None and stands.kind != "v":
         raise PermanentError(
             f"{name} is no view, but what shows {table} and its archive would have that name",
@@ -425,9 +323,9 @@ def _view(
     shown = [] if stands is None else [column.name for column in read_columns(connection, stands.oid)]
     wanted, replaceable = view_columns(names, shown)
     as_reader = connection.info.server_version >= INVOKER_VERSION
-    readers = _readers(connection, hot.oid)
+    readers = read_readers(connection, hot.oid)
     if stands is not None and shown == wanted and stands.as_reader == as_reader and stands.owner == hot.owner:
-        return _grants(name, readers - _readers(connection, stands.oid))
+        return grants(name, readers - read_readers(connection, stands.oid))
     steps: list[sql.Composed] = []
     if stands is not None and not replaceable:
         drop = sql.SQL("DROP VIEW {}").format(name.identifier())
@@ -439,7 +337,7 @@ def _view(
     )
     steps += [text, owner, comment]
     # A column that is not there yet has no grants in the view.
-    steps += _grants(name, {each for each in readers if not each.column or each.column in wanted})
+    steps += grants(name, {each for each in readers if not each.column or each.column in wanted})
     return steps
 
 

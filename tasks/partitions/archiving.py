@@ -22,7 +22,8 @@ from tasks import interruption
 from tasks.partitions import foreign_keys, late
 from tasks.partitions.hold import Held
 from tasks.partitions.lines import Action, Known, Line
-from tasks.partitions.move import finalize_pending, move
+from tasks.partitions.move import move
+from tasks.partitions.pending import finalize_pending
 from tasks.partitions.plan import plan
 from tasks.partitions.tablespace import settle
 from tasks.performing import Done, Outcome, Skip, Wait

@@ -19,8 +19,11 @@ from psycopg.types.numeric import Oid
 
 from fleet.errors import PermanentError, TransientError
 from fleet.names import RelationName
+from fleet.postgres.catalog.partitions import PartitionedTable, Range
 from fleet.postgres.patience import Deadline
 from fleet.postgres.queries import load
+from fleet.settings.partitions import PartitionSet
+from tasks.partitions.calendar import Calendar, less
 
 _sql = load("tasks.partitions", "sql/move.sql")
 
@@ -108,6 +111,19 @@ def look(
     )
 
 
+def legally_held(policy: PartitionSet, table: PartitionedTable, range_: Range) -> str:
+    """Why the law wants a range to stay; empty: it does not."""
+    if not policy.legal_holds or table.control_type is None:
+        return ""
+    calendar = Calendar.of(policy, table.control_type)
+    for each in policy.legal_holds:
+        ends_before = range_.upper is not None and not less(calendar.start_of(each.from_), range_.upper)
+        begins_after = range_.lower is not None and not less(range_.lower, calendar.start_of(each.to))
+        if not ends_before and not begins_after:
+            return f"{each.reason} ({each.from_} to {each.to})"
+    return ""
+
+
 def busy(hold: Hold) -> TransientError:
     """A partition that was written while it was about to move."""
     return TransientError(
@@ -129,4 +145,4 @@ def _changes(connection: psycopg.Connection[Any], leaves: Sequence[int]) -> int:
     return int(row["changes"])
 
 
-__all__ = ["Held", "Hold", "busy", "look"]
+__all__ = ["Held", "Hold", "busy", "legally_held", "look"]

@@ -28,8 +28,8 @@ from tasks.partitions import companions as accompanying
 from tasks.partitions import foreign_keys, hold
 from tasks.partitions.batches import Transfer, transfer
 from tasks.partitions.foreign_keys import Reference, between, covers
-from tasks.partitions.hold import Held
-from tasks.partitions.move import legally_held, printed
+from tasks.partitions.hold import Held, legally_held
+from tasks.partitions.move import printed
 
 _sql = load("tasks.partitions", "sql/late.sql")
 _move = load("tasks.partitions", "sql/move.sql")

@@ -19,7 +19,7 @@ from psycopg import sql
 
 from fleet.errors import PermanentError
 from fleet.names import RelationName
-from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range, Value, read_partitioned
+from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Value, read_partitioned
 from fleet.postgres.patience import Deadline, patiently
 from fleet.postgres.queries import load
 from fleet.settings.partitions import PartitionSet
@@ -27,11 +27,11 @@ from tasks.partitions import archive as archives
 from tasks.partitions import companions as accompanying
 from tasks.partitions import foreign_keys, hold
 from tasks.partitions.archive import Archive
-from tasks.partitions.calendar import Calendar, less
 from tasks.partitions.companions import Companions
 from tasks.partitions.foreign_keys import Reference, Way
-from tasks.partitions.hold import Held, Hold
+from tasks.partitions.hold import Held, Hold, legally_held
 from tasks.partitions.leaving import CHECK_NAME, Leaving, read, read_members
+from tasks.partitions.pending import finalize_pending
 from tasks.partitions.switch import Switch, Written
 from tasks.partitions.tablespace import settle
 
@@ -58,49 +58,9 @@ class Moved:
     already: bool = False
 
 
-def legally_held(policy: PartitionSet, table: PartitionedTable, range_: Range) -> str:
-    """Why the law wants a range to stay; empty: it does not."""
-    if not policy.legal_holds or table.control_type is None:
-        return ""
-    calendar = Calendar.of(policy, table.control_type)
-    for each in policy.legal_holds:
-        ends_before = range_.upper is not None and not less(calendar.start_of(each.from_), range_.upper)
-        begins_after = range_.lower is not None and not less(range_.lower, calendar.start_of(each.to))
-        if not ends_before and not begins_after:
-            return f"{each.reason} ({each.from_} to {each.to})"
-    return ""
-
-
 def printed(value: Value | None) -> str | None:
     """A bound as upkeep.archive_batch keeps it: PostgreSQL reads it back in its own type."""
     return None if value is None else value.isoformat(" ") if isinstance(value, datetime) else str(value)
-
-
-def finalize_pending(
-    connection: psycopg.Connection[Any], table: PartitionedTable, policy: PartitionSet
-) -> tuple[RelationName, ...]:
-    """End detaches that somebody's interrupted DETACH … CONCURRENTLY has left pending; nothing else can be detached.
-
-    What they detached becomes a table of its own, as whoever began it wanted.
-
-    Raises:
-        TransientError: somebody's snapshot is older, all the time.
-    """
-    done = []
-    for each in table.partitions:
-        if each.detach_pending:
-            statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {} FINALIZE").format(
-                table.name.identifier(), each.name.identifier()
-            )
-            patiently(
-                connection,
-                partial(_execute, statement),
-                budget=policy.lock_budget,
-                relations=[table.oid, each.oid],
-                doing=f"Finalizing the detach of {each.name}",
-            )
-            done.append(each.name)
-    return tuple(done)
 
 
 def move(
@@ -454,4 +414,4 @@ def _execute(statement: sql.Composed, deadline: Deadline) -> None:
     deadline.execute(statement)
 
 
-__all__ = ["Moved", "finalize_pending", "legally_held", "move", "printed"]
+__all__ = ["Moved", "move", "printed"]

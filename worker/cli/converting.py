@@ -11,8 +11,10 @@ from fleet.names import RelationName
 from fleet.postgres.migrations import refuse_unless_current
 from fleet.settings import Database, PartitionSet
 from fleet.settings.partitions import DEFAULT_PATTERNS
+from tasks.partitions.convert.finish import finish
+from tasks.partitions.convert.looking import look_at
 from tasks.partitions.convert.plan import Asked, How, Plan
-from tasks.partitions.convert.run import Converter, finish, look_at, settle
+from tasks.partitions.convert.run import Converter, settle
 from tasks.partitions.convert.state import Conversion, get, read_all
 from worker.cli import options, output
 

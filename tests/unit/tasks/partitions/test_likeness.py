@@ -15,7 +15,8 @@ from fleet.postgres.catalog.partitions import Partition, PartitionedTable, Range
 from fleet.settings import PartitionSet
 from tasks.partitions import likeness, statements
 from tasks.partitions.create import newest
-from tasks.partitions.likeness import Names, differences, fitting, liken
+from tasks.partitions.likeness import differences, liken
+from tasks.partitions.naming import Names, fitting
 from tasks.partitions.shape import Column, Constraint, Grant, Shape, split
 
 TABLE = RelationName("app", "t")

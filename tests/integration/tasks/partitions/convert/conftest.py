@@ -18,8 +18,10 @@ from psycopg.conninfo import conninfo_to_dict
 from fleet.names import RelationName
 from fleet.postgres.connect import connect
 from fleet.settings import PartitionSet
+from tasks.partitions.convert.finish import finish
+from tasks.partitions.convert.looking import look_at
 from tasks.partitions.convert.plan import Asked, How, Plan
-from tasks.partitions.convert.run import Converter, finish, look_at, settle
+from tasks.partitions.convert.run import Converter, settle
 from tasks.partitions.convert.state import Conversion, get
 from tests.integration.examples.conftest import clone, installed
 from tests.servers import Database

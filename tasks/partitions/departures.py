@@ -142,5 +142,3 @@ class Departures(Draft):
             rows=count,
             remedy="It is moved when there are none; the policy's hold says which they are",
         )
-
-    # What is to be known.

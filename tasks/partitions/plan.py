@@ -228,7 +228,7 @@ class _Plan(Departures):
                 locks=() if cold else tuple((name, "ROW EXCLUSIVE") for name in (default.name, *goes)),
             )
 
-    # What is old.
+    # What is to be known.
 
     def _pending(self) -> Iterator[Line]:
         for partition in self.present:

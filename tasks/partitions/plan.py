@@ -13,7 +13,7 @@ from tasks.partitions.calendar import Calendar, Period, fitting, name_of, subpar
 from tasks.partitions.departures import Departures
 from tasks.partitions.draft import counted
 from tasks.partitions.lines import Action, Batch, DefaultRows, Known, Line
-from tasks.partitions.ranges import intersection, overlap, without
+from tasks.partitions.ranges import ends_by, intersection, overlap, without
 
 __all__ = ["Action", "Batch", "DefaultRows", "Known", "Line", "plan"]
 
@@ -209,24 +209,31 @@ class _Plan(Departures):
         # Which of several pieces they are in, nobody has counted.
         rows = count if len(pieces) == 1 else None
         for piece, archived in pieces:
-            if not archived:
+            if archived:
+                yield self._late(default, piece, count, rows)
+            elif ends_by(piece, self.calendar.cutoff(self.clock, self.policy.cold)):
+                # A clock that said 1970: a partition of it would be archived, and purged, the same day.
+                remedy = f"They are older than cold = {self.policy.cold}: correct or delete them"
+                yield self._stay(default, period, count, remedy)
+            else:
                 yield self._made(Action.DRAIN, piece, f"{counted(count)} of it in {default.name}", rows)
-                continue
-            cold = any(overlap(piece, each) for each in self.gone)
-            goes = [
-                each.name
-                for each in (self.archive.partitions if self.archive is not None else ())
-                if each.range is not None and overlap(each.range, piece)
-            ]
-            yield self.line(
-                Action.LATE,
-                None if cold or not goes else goes[0],
-                piece,
-                f"{counted(count)} in {default.name} came after their range was archived"
-                + (", and it is cold: they wait for a supplement" if cold else ""),
-                rows=rows,
-                locks=() if cold else tuple((name, "ROW EXCLUSIVE") for name in (default.name, *goes)),
-            )
+
+    def _late(self, default: Partition, piece: Range, count: int, rows: int | None) -> Line:
+        cold = any(overlap(piece, each) for each in self.gone)
+        goes = [
+            each.name
+            for each in (self.archive.partitions if self.archive is not None else ())
+            if each.range is not None and overlap(each.range, piece)
+        ]
+        return self.line(
+            Action.LATE,
+            None if cold or not goes else goes[0],
+            piece,
+            f"{counted(count)} in {default.name} came after their range was archived"
+            + (", and it is cold: they wait for a supplement" if cold else ""),
+            rows=rows,
+            locks=() if cold else tuple((name, "ROW EXCLUSIVE") for name in (default.name, *goes)),
+        )
 
     # What is to be known.
 

@@ -372,6 +372,15 @@ def test_the_locks_of_a_new_partition() -> None:
 OLD = partition("2023-01-01/2023-02-01", rows=10)
 
 
+def test_rows_older_than_anything_that_is_kept_make_no_partition() -> None:
+    known = Known(default_rows=rows(m1970_01=2, m2018_01=1))
+    found = planned(policy(default="drain"), *KEPT, partition("default"), known=known)
+    assert [(line.action, line.rows, line.remedy.partition(":")[0]) for line in found] == [
+        (Action.DRAIN, 1, ""),
+        (Action.WARN, 2, "They are older than cold = 7 years"),
+    ]
+
+
 def test_a_companion_goes_when_what_it_belongs_to_goes() -> None:
     """Its own plan leaves a partition where it is while the leader has one of the same range, held or not."""
     leader = table(OLD, *KEPT, name=META, oid=3)

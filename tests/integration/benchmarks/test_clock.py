@@ -34,11 +34,6 @@ FIGURES = {
 }
 
 
-def test_single_parts_measure() -> None:
-    said = measure("clock", BOUNDS, FIGURES, only="takeover")
-    assert any(bound["value"] is not None for bound in said["bounds"].values())
-
-
 @pytest.mark.bench
 @pytest.mark.slow
 def test_every_part_measures_in_quick_mode() -> None:

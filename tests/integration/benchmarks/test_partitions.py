@@ -45,11 +45,6 @@ SMALL = Calendar(
 )
 
 
-def test_single_parts_measure() -> None:
-    said = measure("partitions", BOUNDS, FIGURES, only="planning")
-    assert any(bound["value"] is not None for bound in said["bounds"].values())
-
-
 @pytest.mark.bench
 @pytest.mark.slow
 def test_every_part_measures_in_quick_mode() -> None:

@@ -1,10 +1,9 @@
-"""Converts a table and dies by SIGKILL before its nth statement: URL TABLE HOW COLUMN N [back]."""
+"""Converts a table and dies by SIGKILL before its nth statement."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
 import psycopg
@@ -12,8 +11,8 @@ import psycopg
 from tests.integration.tasks.partitions.convert.conftest import Conversions, asked
 
 
-def main(url: str, table: str, how: str, column: str, number: str, *rest: str) -> None:
-    left = int(number)
+def main(url: str, table: str, how: str, column: str, number: int, back: bool) -> None:
+    left = number
     original = psycopg.Connection.execute
 
     def counted(self: psycopg.Connection[Any], *args: Any, **kwargs: Any) -> Any:
@@ -26,11 +25,7 @@ def main(url: str, table: str, how: str, column: str, number: str, *rest: str) -
     psycopg.Connection.execute = counted  # type: ignore[method-assign]
     operator = Conversions(url)
     wanted = asked(table, how, column)
-    if rest:
+    if back:
         operator.back(wanted)
     else:
         operator.switch(wanted)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

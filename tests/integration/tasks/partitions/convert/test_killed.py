@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 from typing import Any
 
 import psycopg
 import pytest
 
+from tests.integration.tasks.partitions.convert import killed
 from tests.integration.tasks.partitions.convert.conftest import Conversions, Writer, asked, dump
 from tests.servers import Database
 
-ROOT = Path(__file__).parents[5]
-KILLED = "tests.integration.tasks.partitions.convert.killed"
+# They need not import everything anew, and inherit no thread or connection of ours.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload([killed.__name__])
 SCHEMA = """
 CREATE TABLE public.kind (id int PRIMARY KEY);
 INSERT INTO public.kind SELECT generate_series(1, 5);
@@ -29,16 +29,12 @@ CREATE VIEW public.v AS SELECT count(*) AS n FROM public.t;
 pytestmark = [pytest.mark.slow, pytest.mark.any_server]
 
 
-def child(database: Database, how: str, number: int, *rest: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-m", KILLED, database.url, "public.t", how, "at", str(number), *rest],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode in {0, -9}, done.stderr
-    return done.returncode
+def child(database: Database, how: str, number: int, *, back: bool = False) -> int:
+    process = CHILDREN.Process(target=killed.main, args=(database.url, "public.t", how, "at", number, back))
+    process.start()
+    process.join(120)
+    assert process.exitcode in {0, -9}
+    return process.exitcode
 
 
 def write(connection: psycopg.Connection[Any], number: int) -> None:
@@ -107,7 +103,7 @@ def test_there_is_a_way_back_from_every_step(new_database, how):
                 ).fetchone()
             )
             # The way back is cut short as well, and gone on with.
-            child(database, how, number // 3, "back")
+            child(database, how, number // 3, back=True)
             if admin.execute("SELECT 1 FROM upkeep.conversion WHERE finished_at IS NULL").fetchone():
                 Conversions(database.url).back(asked("public.t", how, "at"))
             assert dump(database) == there, (number, admin.execute("TABLE upkeep.conversion").fetchall())

@@ -6,6 +6,7 @@ run in one (CREATE INDEX CONCURRENTLY) or what needs no note because doing it ag
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -39,6 +40,7 @@ Tell = Callable[[str], None]
 UNHURRIED = timedelta(hours=1)
 # An operator waits for it: longer than a run of the fleet would.
 PATIENCE = Patience(tries=60, total=Patience().total * 5)
+LOOK_S = 0.1
 
 
 @contextmanager
@@ -128,6 +130,7 @@ class Converter:
                     self.tell("refreshing what was built")
                 views.populate(self.connection, facts)
                 self.verify()
+                self._wait_for_older_snapshots()
                 self.tell("switching")
                 patiently(
                     self.connection,
@@ -145,6 +148,22 @@ class Converter:
             finally:
                 locks.release(self.connection, *held)
         self._reread()
+
+    def _wait_for_older_snapshots(self) -> None:
+        """A transaction in REPEATABLE READ that began before the last copies would find those rows in neither table.
+
+        Raises:
+            TransientError: one is open all the time.
+        """
+        copied = state_sql.current_xid(self.connection)
+        ends = time.monotonic() + PATIENCE.total.total_seconds()
+        while state_sql.older_snapshots(self.connection, xid=copied):
+            if time.monotonic() >= ends:
+                raise TransientError(
+                    f"A transaction that began before the last rows of {self.plan.facts.name} were copied does not end",
+                    remedy="Switch when it is over: SELECT * FROM pg_stat_activity ORDER BY xact_start LIMIT 5",
+                )
+            time.sleep(LOOK_S)
 
     def verify(self) -> None:
         """Compare both sides; raises PermanentError where they differ, which nothing should make happen."""

@@ -18,6 +18,8 @@ from examples.transactions import partitions
 from tests.integration.benchmarks.quick import measure
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 BOUNDS = {
     **{f"{part}.{shape}": "at most 300 ms" for part in ("create", "move") for shape in tables.Shape},
     "ratios.locked": "at least 1000 times less time under lock",

@@ -70,3 +70,15 @@ DELETE FROM upkeep.conversion_missed AS m WHERE m.relation = :relation;
 -- name: clock$
 -- What time is it on the database's clock?
 SELECT pg_catalog.clock_timestamp();
+
+-- name: current_xid$
+-- A transaction later than everything that has been copied.
+SELECT pg_catalog.pg_current_xact_id()::xid::text;
+
+-- name: older_snapshots$
+-- How many sessions may not see all that was committed before that transaction?
+SELECT count(*)
+  FROM pg_catalog.pg_stat_activity AS a
+ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+   AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+   AND pg_catalog.age(a.backend_xmin) >= pg_catalog.age(:xid::xid);

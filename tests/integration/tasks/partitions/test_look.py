@@ -19,6 +19,8 @@ from tests.conftest import NewRole
 from tests.integration.deploy.test_grants import run_grants
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 Connection = psycopg.Connection[Any]
 NAME = RelationName("app", "t")
 CLOCK = datetime(2024, 3, 12, 10, 30, tzinfo=UTC)

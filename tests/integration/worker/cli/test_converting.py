@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.tasks.partitions.convert.conftest import dump
 
+pytestmark = pytest.mark.any_server
+
 TABLE = "CREATE TABLE public.log (id int, at date NOT NULL); INSERT INTO public.log VALUES (1, current_date)"
 
 

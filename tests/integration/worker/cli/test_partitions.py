@@ -11,6 +11,8 @@ from psycopg import sql
 from tests.integration.worker.cli.conftest import Upkeep
 from tests.servers import Database
 
+pytestmark = pytest.mark.any_server
+
 POLICY = """
 [databases.kept.partitions."public.t"]
 default = "drain"

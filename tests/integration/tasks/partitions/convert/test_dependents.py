@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import psycopg
@@ -13,6 +14,9 @@ from fleet.postgres.migrations import migrate
 from tests.integration.deploy.test_grants import run_grants
 from tests.integration.tasks.partitions.convert.conftest import Conversions, Writer, asked, dump
 from tests.servers import Database
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.any_server
 
 SCHEMA = """
 CREATE SCHEMA app;
@@ -248,3 +252,38 @@ def test_names_that_are_too_long_are_refused(database):
     with pytest.raises(PermanentError, match="63") as refused:
         Conversions(database.url).prepare(asked(f"public.{name}", "attach", "at"))
     assert refused.value.remedy
+
+
+def test_the_switch_waits_for_transactions_that_could_not_see_the_copies(database):
+    """In REPEATABLE READ a row that was copied after the snapshot would be in neither table."""
+    admin = database.connect()
+    admin.execute(
+        "CREATE TABLE public.old (id int PRIMARY KEY, at date NOT NULL DEFAULT current_date, n int)"
+    )
+    admin.execute("INSERT INTO public.old SELECT i, current_date, 0 FROM generate_series(1, 50) AS i")
+    operator, wanted = Conversions(database.url), asked("public.old", "fill", "at")
+    operator.prepare(wanted)
+    reader, writer = database.connect(), database.connect()
+    for each in (reader, writer):
+        each.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        each.autocommit = False
+    reader.execute("SELECT 1")
+    # Its writes are copied again before the switch: later than the reader's snapshot.
+    writer.execute("UPDATE public.old SET n = 1 WHERE id = 7")
+    writer.commit()
+    thread = threading.Thread(target=operator.switch, args=[wanted])
+    thread.start()
+    try:
+        wait_until(lambda: "comparing both sides" in operator.said, 20, "both sides compared")
+        wait_until(
+            lambda: admin.execute("SELECT FROM upkeep.conversion_missed").fetchone() is None, 20, "the copies"
+        )
+        assert reader.execute("SELECT count(*), sum(n) FROM public.old").fetchone() == (50, 0)
+        assert thread.is_alive()
+        assert "switching" not in operator.said
+        reader.commit()
+    finally:
+        reader.close()
+        thread.join(60)
+    assert admin.execute("SELECT count(*), sum(n) FROM public.old").fetchone() == (50, 1)
+    assert admin.execute("SELECT state FROM upkeep.conversion").fetchone() == ("switched",)

@@ -12,7 +12,7 @@ from examples import lending, lp
 from fleet.postgres.migrations import migrate
 from tests.integration.tasks.partitions.convert.conftest import Conversions, Writer, asked, dump
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_server]
 
 
 def matviews_are_right(connection: psycopg.Connection[Any]) -> bool:

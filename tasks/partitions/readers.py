@@ -100,7 +100,9 @@ _COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "A
 
 def _policy(name: RelationName, policy: dict[str, Any]) -> sql.Composed:
     def clause(keyword: str, expression: str) -> sql.Composable:
-        return sql.SQL(f" {keyword} ({{}})").format(sql.SQL(expression)) if expression else sql.SQL("")
+        return (
+            sql.SQL(" {} ({})").format(sql.SQL(keyword), sql.SQL(expression)) if expression else sql.SQL("")
+        )
 
     return sql.SQL("CREATE POLICY {} ON {} AS {} FOR {} TO {}{}{}").format(
         sql.Identifier(policy["name"]),

@@ -38,8 +38,6 @@ from tests.servers import Database
 from tests.waiting import wait_until
 from worker.embedded.postgres import EmbeddedPostgres
 
-pytestmark = pytest.mark.any_server
-
 # What a statement may wait beyond the budget, on two noisy cores: its own work, and the end of ours.
 MARGIN_S = 0.6
 COUNTS = """

@@ -20,8 +20,6 @@ from tests.integration.tasks.partitions.creating import PLAIN, Kept, keep, month
 from tests.servers import Database
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.any_server
-
 FEBRUARY = partition(2026, 2)
 WITH_DEFAULT = f"""
 {PLAIN}

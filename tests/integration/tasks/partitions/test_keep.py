@@ -23,8 +23,6 @@ from tests.integration.tasks.partitions.creating import SOON, TABLE, Kept, keep,
 from tests.servers import Database
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.any_server
-
 EMPTY = """
 CREATE TABLE app.transactions (id bigint NOT NULL, created_at timestamptz NOT NULL, PRIMARY KEY (id, created_at))
   PARTITION BY RANGE (created_at);

@@ -16,8 +16,6 @@ from tests.integration.tasks.partitions.convert.conftest import Conversions, Wri
 from tests.servers import Database
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.any_server
-
 SCHEMA = """
 CREATE SCHEMA app;
 CREATE TABLE app.kind (id int PRIMARY KEY);

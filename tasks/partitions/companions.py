@@ -162,7 +162,13 @@ def ensure_child(
     bound: str,
     budget: timedelta,
 ) -> RelationName:
-    """The archive's partition for the rows of one range: made like the table, in one transaction, where it is not."""
+    """The archive's partition for the rows of one range: made like the table, in one transaction, where it is not.
+
+    ATTACH keeps no reader out, and a transaction that has read the archive before may go on with the partitions that
+    it knows: READ COMMITTED as well, because PostgreSQL hears of changes when it takes a lock that it does not hold
+    yet. Its next statement would find the rows that move neither here nor there. So everybody who has a lock on the
+    archive is waited for, and whoever comes later sees the partition. On a standby, too: this kind of lock goes there.
+    """
     with connection.transaction(force_rollback=True):
         _move.print_plainly(connection)
         row = _sql.read_child(connection, oid=Oid(archive.oid), bound=bound)
@@ -187,6 +193,9 @@ def ensure_child(
         )
         deadline.execute(
             sql.SQL("ALTER TABLE {} OWNER TO {}").format(name.identifier(), sql.Identifier(companion.owner))
+        )
+        deadline.execute(
+            sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(archive.name.identifier())
         )
         deadline.execute(
             sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(

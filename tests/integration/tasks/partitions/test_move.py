@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import psycopg
@@ -11,6 +12,7 @@ from psycopg import sql
 
 from fleet.errors import PermanentError
 from fleet.names import RelationName
+from fleet.postgres import patience
 from tasks.partitions import foreign_keys, hold, late
 from tasks.partitions.archiving import archive
 from tasks.partitions.hold import Held
@@ -195,6 +197,24 @@ def test_a_row_that_is_held_at_the_last_moment_keeps_its_partition(system, monke
     assert len(system.partitions("public.transactions")) == 4
     assert system.scalar("SELECT count(*) FROM archive.transactions_all") == ROWS
     assert system.scalar("SELECT count(*) FROM archive.transaction_metadata_all") == ROWS // 2
+
+
+def test_who_has_read_the_archive_before_misses_no_row(system: System, monkeypatch) -> None:
+    """PostgreSQL tells an open transaction of a new partition when it next locks something, which may be never."""
+    steps: list[str] = []
+    tries: list[list[str]] = []
+    # As if the reader had come right after the glance at who is there.
+    monkeypatch.setattr(patience, "_long_holders", lambda *_: tries.append(steps[-1:]))
+    count = "SELECT count(*) FROM archive.transaction_metadata_all"
+    system.move()  # so that there is a view
+    with psycopg.connect(system.database.url) as reader, ThreadPoolExecutor(1) as mover:
+        assert reader.execute(count, prepare=True).fetchone() == (ROWS // 2,)
+        moving = mover.submit(lambda: system.move(FEBRUARY, told=steps.append))
+        wait_until(lambda: tries.count(["begun"]) > 1 or "companions" in steps, 30)
+        assert reader.execute(count, prepare=True).fetchone() == (ROWS // 2,)
+        reader.commit()
+        assert moving.result(60).companions == {str(META): ROWS // 4}
+        assert reader.execute(count, prepare=True).fetchone() == (ROWS // 2,)
 
 
 def test_a_legal_hold(system):

@@ -14,8 +14,7 @@ from tasks.refresh.view import manage
 def declare(connection: psycopg.Connection[Any], database: settings.Database) -> None:
     """Which views are kept, and how long rows must be; at every start, and whenever a database is back.
 
-    Without policies and rules nothing is asked about retention.
+    Without any rule as well: the last one may have been withdrawn together with the last policy.
     """
     manage(connection, database)
-    if database.partitions or database.retention:
-        retention.declare(connection, database)
+    retention.declare(connection, database)

@@ -154,8 +154,21 @@ class Maker:
                 doing=f"Making the partition {name}",
                 patience=self.patience,
             )
+        except CounterpartMissing:
+            raise
         except TransientError as exc:
             raise _with_figures(exc, table) from exc.__cause__
+
+
+class CounterpartMissing(TransientError):
+    """A partition would refer to one of `table` for the same range, which is not there yet."""
+
+    def __init__(self, name: RelationName, table: RelationName) -> None:
+        super().__init__(
+            f"{name} would refer to a partition of {table} for the same range, which is not there yet",
+            remedy=f"Give {table} a policy with the same interval, or make that partition first",
+        )
+        self.table = table
 
 
 class _Changed(Exception):
@@ -236,10 +249,7 @@ class _Step:
                 continue
             same = next((each for each in theirs.values() if each.range == self.range), None)
             if same is None:
-                raise TransientError(
-                    f"{self.name} would refer to a partition of {name} for the same range, which is not there yet",
-                    remedy=f"Give {name} a policy with the same interval, or make that partition first",
-                )
+                raise CounterpartMissing(self.name, name)
             found[oid] = same.name
         return found
 

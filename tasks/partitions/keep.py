@@ -74,7 +74,8 @@ class Kept:
     failures: list[UpkeepError] = field(default_factory=list)
     ahead_days: float = 0.0
     """For how long from now on there is a partition for every row."""
-    default_rows: int = 0
+    default_rows: int | None = None
+    """None: there is no default partition."""
     gaps: list[str] = field(default_factory=list)
     late: int = 0
     """Ranges with rows in the default partition that belong into the archive."""

@@ -17,6 +17,7 @@ from fleet.postgres import locks
 from fleet.postgres.catalog.partitions import PartitionedTable, read_partitioned
 from fleet.postgres.queries import load
 from tasks.base import RETRIES, Delivery
+from tasks.partitions.create import CounterpartMissing
 from tasks.partitions.keep import Kept, keep
 from tasks.partitions.per_table import PerTable, TableArguments
 from tasks.performing import Done, Outcome, Skip, Wait
@@ -28,6 +29,9 @@ QUEUE = "maintenance"
 # Longer would keep a worker's place from other work.
 BUSY_WAIT_S = 1.0
 HAND_BACK = timedelta(seconds=10)
+# So long a table waits for the run of one that it refers to: two that refer to each other would wait for ever.
+LEADERS_TIME = timedelta(minutes=15)
+LEADERS_RUNS = 5
 # Who starts it is told in the ledger; restarts within the hour are one.
 START = "start"
 
@@ -60,9 +64,31 @@ class Maintain(PerTable):
         if not locks.acquire_within(connection, key, timeout_s=BUSY_WAIT_S):
             return Wait(reason=f"somebody else works on the partitions of {policy.name}", wait=HAND_BACK)
         try:
-            return _concluded(policy.name, keep(connection, delivery.database, policy))
+            began: datetime = _sql.clock(connection)
+            kept = keep(connection, delivery.database, policy)
+            leader = _awaited(connection, kept, since=began, asked=delivery.run.created_at)
+            if leader is not None:
+                return Wait(reason=f"partitions of {leader} are being made, which come first", wait=HAND_BACK)
+            return _concluded(policy.name, kept)
         finally:
             locks.release(connection, key)
+
+
+def _awaited(
+    connection: psycopg.Connection[Any], kept: Kept, *, since: datetime, asked: datetime
+) -> RelationName | None:
+    """The table whose partitions ours would refer to, if that is all that is amiss and its run has still to end.
+
+    Bells are rung in the right order, and several workers do not keep it.
+    """
+    missing = [each for each in kept.failures if isinstance(each, CounterpartMissing)]
+    if len(missing) < len(kept.failures) or since - asked >= LEADERS_TIME:
+        return None
+    for table in dict.fromkeys(each.table for each in missing):
+        runs = ledger.history(connection, task=MAINTAIN, target=str(table), limit=LEADERS_RUNS)
+        if any(run.finished_at is None or run.finished_at >= since for run in runs):
+            return table
+    return None
 
 
 def _concluded(table: RelationName, kept: Kept) -> Outcome:
@@ -70,15 +96,16 @@ def _concluded(table: RelationName, kept: Kept) -> Outcome:
         # What may pass is tried again, and finds what is done already.
         first = next((each for each in kept.failures if isinstance(each, TransientError)), kept.failures[0])
         done = f" ({len(kept.created)} partitions were made)" if kept.created else ""
-        raise type(first)(
+        error = TransientError if isinstance(first, TransientError) else PermanentError
+        raise error(
             "; ".join(each.message for each in kept.failures) + done,
             remedy=first.remedy or "upkeep plan partitions",
         )
     if kept.idle:
-        return Skip(
-            reason=f"{table} has partitions for {kept.ahead_days:.0f} days ahead, "
-            f"and {kept.default_rows} rows in its default partition"
+        default = (
+            "" if kept.default_rows is None else f", and {kept.default_rows} rows in its default partition"
         )
+        return Skip(reason=f"{table} has partitions for {kept.ahead_days:.0f} days ahead{default}")
     return Done(result=kept.to_json())
 
 

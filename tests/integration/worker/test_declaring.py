@@ -1,4 +1,4 @@
-"""What is declared stands in the database, and what is not costs nothing."""
+"""What is declared stands in the database, and what is not any more is said to be so."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def test_views_and_rules(upkeep_database: Database) -> None:
         assert [(each.table_name, each.declared) for each in read_rules(connection)] == [("public.t", False)]
 
 
-def test_a_database_without_partitions_is_not_asked(upkeep_database: Database) -> None:
+def test_the_last_rule_is_withdrawn_with_the_last_policy(upkeep_database: Database) -> None:
+    rule = Retention(name=TABLE, years=7, archive_after_months=13, framework="SOX")
     with psycopg.connect(upkeep_database.url, autocommit=True) as connection:
-        # So that a question would fail.
-        connection.execute("ALTER TABLE upkeep.retention RENAME TO elsewhere")
+        declare(connection, kept(retention={TABLE: rule}, partitions={TABLE: PartitionSet(name=TABLE)}))
         declare(connection, kept())
+        assert [(each.table_name, each.declared) for each in read_rules(connection)] == [("public.t", False)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -13,12 +14,16 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from fleet import ledger, settings
-from fleet.errors import PermanentError, UpkeepError
+from fleet.errors import PermanentError, TransientError, UpkeepError
+from fleet.ledger import NewRun
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import read_partitioned
+from tasks.base import Delivery
 from tasks.partitions.keep import Kept as Found
 from tasks.partitions.keep import keep as keep_table
-from tasks.partitions.tasks import MAINTAIN, at_start, in_order
+from tasks.partitions.per_table import TableArguments
+from tasks.partitions.tasks import MAINTAIN, Maintain, at_start, in_order
+from tasks.performing import Done, Outcome, Wait
 from tests.integration.tasks.partitions.creating import SOON, TABLE, Kept, keep, policy
 from tests.servers import Database
 from tests.waiting import wait_until
@@ -212,3 +217,55 @@ def test_what_is_referred_to_comes_first(kept: Kept) -> None:
     with kept.keeper() as connection:
         assert in_order(read_partitioned(connection, [a, b]).values(), [a, b]) == [b, a]
         assert in_order((), [b, a]) == [a, b]
+
+
+def test_what_refers_to_partitions_waits_for_the_run_that_makes_them(kept: Kept) -> None:
+    """Bells are rung in the right order, and several workers do not keep it."""
+    this_month = datetime.now(UTC).replace(day=1)
+    bounds = f"FROM ('{this_month:%Y-%m-01}Z') TO ('{this_month + timedelta(days=31):%Y-%m-01}Z')"
+    first = months(1)[0]
+    of_orders = first.replace("transactions", "orders")
+    kept.set_up(
+        EMPTY
+        + EMPTY.replace("transactions", "orders")
+        + f"CREATE TABLE app.{first} PARTITION OF app.transactions FOR VALUES {bounds};"
+        f"CREATE TABLE app.{of_orders} PARTITION OF app.orders FOR VALUES {bounds};"
+        f"ALTER TABLE app.{first} ADD FOREIGN KEY (id, created_at) REFERENCES app.{of_orders}"
+    )
+    orders = RelationName("app", "orders")
+    policies = {name: policy(name=name, archive="none", premake=1) for name in (TABLE, orders)}
+    database = settings.Database(name="kept", url=SecretStr(kept.keeper_url), partitions=policies)
+
+    with kept.keeper() as connection:
+
+        def asked(table: RelationName) -> ledger.Run:
+            new = NewRun(
+                task=MAINTAIN, target=str(table), entry="operator", queue="maintenance", max_attempts=4
+            )
+            run = ledger.get(connection, ledger.insert(connection, new)[0])
+            assert run is not None
+            return run
+
+        def work_on(run: ledger.Run) -> Outcome:
+            found = Delivery(
+                run=run,
+                arguments=TableArguments(),
+                database=database,
+                connection=connection,
+                worker="test",
+            )
+            return Maintain().work_on(policies[RelationName.parse(run.target)], found)
+
+        run = asked(TABLE)
+        with pytest.raises(TransientError, match=r"a partition of app\.orders for the same range"):
+            work_on(run)
+        leader = asked(orders)
+        found = work_on(run)
+        assert isinstance(found, Wait)
+        assert found.reason == "partitions of app.orders are being made, which come first"
+        # Not for ever: two may refer to each other.
+        with pytest.raises(TransientError, match=r"a partition of app\.orders for the same range"):
+            work_on(replace(run, created_at=run.created_at - timedelta(minutes=15)))
+        assert isinstance(work_on(leader), Done)
+        assert isinstance(work_on(run), Done)
+    assert kept.partitions() == sorted(months(2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -20,6 +21,9 @@ from tests import servers
 from tests.servers import Database
 from worker.embedded.postgres import EmbeddedPostgres
 from worker.embedded.redis import EmbeddedRedis
+
+# Every test makes and drops databases of 300 files each: half a second on a disk's file system, 0.03 s here.
+SHARED_MEMORY = "/dev/shm"
 
 
 class NewDatabase(Protocol):
@@ -40,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for key in list(os.environ):
         if key.startswith("PG") or (key.startswith("UPKEEP_") and not key.startswith("UPKEEP_TEST_")):
             del os.environ[key]
+    if "TMPDIR" not in os.environ and servers.fits_into(SHARED_MEMORY):
+        # For the processes of the tests as well.
+        os.environ["TMPDIR"] = SHARED_MEMORY
+        tempfile.tempdir = None
     # A shell starts what it sends to the background with SIGINT ignored, which every process of a test would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

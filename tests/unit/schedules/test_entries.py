@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from celery import Celery
 from pydantic import SecretStr
 
+from fleet import settings
 from fleet.names import RelationName
 from fleet.settings import (
     BUILT_IN_TIERS,
@@ -19,6 +22,10 @@ from fleet.settings import (
     View,
 )
 from schedules.entries import entries
+from schedules.runs import Runs
+from schedules.slots import next_slot
+from tasks.partitions.archive_tasks import Archive
+from tasks.partitions.tasks import Maintain
 
 
 def database(name: str, *tiers: str, own: tuple[Tier, ...] = ()) -> Database:
@@ -82,6 +89,74 @@ def test_a_database_with_policies_keeps_its_partitions_before_it_moves_any() -> 
     kept = PartitionSet(name=policy.name, archive="none")
     made = entries(fleet(lending.model_copy(update={"partitions": {policy.name: kept}})))
     assert "lending/partitions.archive" not in made
+
+
+POLICIES = """
+[fleet]
+home = "payments"
+[databases.payments.partitions."public.transactions"]
+timezone = "America/New_York"
+[databases.payments.partitions."public.audit"]
+archive = "none"
+[databases.lending]
+[schedule.archive_at_lunch]
+database = "payments"
+task = "upkeep.partitions.archive"
+cron = "0 12 * * *"
+timezone = "America/New_York"
+arguments = { table = "public.transactions" }
+"""
+
+
+def test_partitions_are_made_at_one_and_archived_at_two_in_utc_whatever_else_is_scheduled(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "upkeep.toml"
+    path.write_text(POLICIES, encoding="utf-8")
+    declared = settings.load(
+        path, {f"UPKEEP_{name}_URL": "postgresql://localhost/x" for name in ("PAYMENTS", "LENDING")}
+    )
+    made = entries(declared)
+    assert [name for name in made if "ledger" not in name] == [
+        "payments/partitions.maintain",
+        "payments/partitions.archive",
+        "payments/schedule.archive_at_lunch",
+    ]
+    # The clocks of New York, where the table's days begin, are set forward on the 8th.
+    due = {}
+    for name, each in made.items():
+        slot = datetime(2026, 3, 7, 0, 59, tzinfo=UTC)
+        due[name] = [slot := next_slot(each.cron, each.timezone, slot) for _ in range(3)]
+    assert due["payments/partitions.maintain"] == [datetime(2026, 3, day, 1, tzinfo=UTC) for day in (7, 8, 9)]
+    assert due["payments/partitions.archive"] == [datetime(2026, 3, day, 2, tzinfo=UTC) for day in (7, 8, 9)]
+    assert due["payments/schedule.archive_at_lunch"] == [
+        datetime(2026, 3, day, hour, tzinfo=UTC) for day, hour in ((7, 17), (8, 16), (9, 16))
+    ]
+    app = Celery(set_as_current=False)
+    runs = Runs({task.name: app.register_task(task) for task in (Maintain(), Archive())}, declared)
+    found = {
+        name: runs.of(made[f"payments/{name}"], due[f"payments/{name}"][0])
+        for name in ("partitions.maintain", "partitions.archive", "schedule.archive_at_lunch")
+    }
+    assert {name: (run.task, run.target, run.entry, run.queue) for name, run in found.items()} == {
+        # A run of the database, which makes one for each of its tables.
+        "partitions.maintain": (
+            "upkeep.partitions.maintain",
+            "payments",
+            "partitions.maintain",
+            "maintenance",
+        ),
+        "partitions.archive": ("upkeep.partitions.archive", "payments", "partitions.archive", "archive"),
+        "schedule.archive_at_lunch": (
+            "upkeep.partitions.archive",
+            "public.transactions",
+            "schedule.archive_at_lunch",
+            "archive",
+        ),
+    }
+    assert {name: run.expires_at for name, run in found.items()} == {
+        name: due[f"payments/{name}"][1] for name in found
+    }
 
 
 def test_an_uneven_tick_does_not_expire_before_the_next() -> None:

@@ -1,6 +1,6 @@
 """Runs, view state, monthly summaries, upkeep.view_freshness."""
 
-from fleet.postgres.migrations import execute_file
+from fleet.postgres.migrations.upgrade import execute_file
 
 revision = "0001"
 down_revision = None

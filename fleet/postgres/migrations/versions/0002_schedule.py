@@ -1,6 +1,6 @@
 """The schedule's own state, and when a queued run is no longer worth starting."""
 
-from fleet.postgres.migrations import execute_file
+from fleet.postgres.migrations.upgrade import execute_file
 
 revision = "0002"
 down_revision = "0001"

@@ -1,6 +1,6 @@
 """Refresh requests from SQL and from triggers, and what is to be announced after a refresh."""
 
-from fleet.postgres.migrations import execute_file
+from fleet.postgres.migrations.upgrade import execute_file
 
 revision = "0003"
 down_revision = "0002"

@@ -1,6 +1,6 @@
 """What was moved out of a table and where it went, and how long rows must be kept."""
 
-from fleet.postgres.migrations import execute_file
+from fleet.postgres.migrations.upgrade import execute_file
 
 revision = "0004"
 down_revision = "0003"

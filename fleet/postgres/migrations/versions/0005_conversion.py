@@ -1,6 +1,6 @@
 """Plain tables that become partitioned ones: how far that is."""
 
-from fleet.postgres.migrations import execute_file
+from fleet.postgres.migrations.upgrade import execute_file
 
 revision = "0005"
 down_revision = "0004"

@@ -59,6 +59,20 @@ class Archive:
     view: RelationName
 
 
+# What somebody who makes something in the archive at the same time brings about: its name, its range, rows of it.
+IN_THE_WAY = (errors.DuplicateTable, errors.InvalidObjectDefinition, errors.CheckViolation)
+
+
+def in_the_way(exc: psycopg.Error, *, what: RelationName, archive: RelationName) -> PermanentError:
+    """Why the archive cannot take a partition; the server names what is there."""
+    remedy = f"Detach that one from {archive}, or give it another range"
+    if isinstance(exc, errors.DuplicateTable):
+        remedy = "Rename that, if it is nothing of the archive's"
+    elif isinstance(exc, errors.CheckViolation):
+        remedy = f"Move these rows of it to where they belong, or detach it from {archive}"
+    return PermanentError(f"{what} cannot go to {archive}: {exc.diag.message_primary}", remedy=remedy)
+
+
 def place_of(table: RelationName, schema: str) -> tuple[RelationName, RelationName]:
     """The archive of a table, and the view over both.
 
@@ -366,11 +380,13 @@ def _statement(text: str, *parts: sql.Composable) -> str:
 __all__ = [
     "ARCHIVED_AT",
     "BATCH",
+    "IN_THE_WAY",
     "Archive",
     "Column",
     "Following",
     "differences",
     "ensure",
+    "in_the_way",
     "place_of",
     "read_columns",
     "view_columns",

@@ -10,6 +10,7 @@ from fleet import ledger, settings
 from fleet.names import RelationName
 from tasks.base import Delivery
 from tasks.partitions.archiving import archive
+from tasks.partitions.look import refuse_contradictions
 from tasks.partitions.per_table import PerTable, TableArguments
 from tasks.performing import Outcome
 
@@ -32,6 +33,8 @@ class Archive(PerTable):
     def work_on(self, policy: settings.PartitionSet, delivery: Delivery[TableArguments]) -> Outcome:
         """Everything that can be moved is moved before anything is reported as failed."""
         connection, run = delivery.connection, delivery.run
+        if policy.archive != "none":
+            refuse_contradictions(connection, delivery.database, policy)
 
         def told(step: str) -> None:
             # Within a transaction nobody would see it.

@@ -203,7 +203,12 @@ def ensure_child(
             )
         )
 
-    patiently(connection, make, budget=budget, relations=[archive.oid], doing=f"Making {name} in the archive")
+    try:
+        patiently(
+            connection, make, budget=budget, relations=[archive.oid], doing=f"Making {name} in the archive"
+        )
+    except archives.IN_THE_WAY as exc:
+        raise archives.in_the_way(exc, what=name, archive=archive.name) from exc
     return name
 
 

@@ -219,7 +219,9 @@ def _renamed(
     control: str,
     version: int,
     references: Mapping[int, RelationName],
+    above: Mapping[str, str] | None = None,
 ) -> Shape:
+    """`above`: what became of the checks of the table above, by their names in the pattern; None: of the parent's."""
     if pattern.partition_key.startswith("RANGE"):
         raise PermanentError(
             f"{pattern.name} is divided by ranges, which fit no other partition: {name} cannot be made like it",
@@ -230,6 +232,8 @@ def _renamed(
             f"{pattern.name} is no ordinary table: {name} cannot be made like it",
             remedy="Create it by hand; the next one is made like that",
         )
+    constraints = tuple(_constraints(pattern, names, control=control, references=references, above=above))
+    checks = {each.like: each.name for each in constraints if each.kind == "c"}
     # The children's names hold the table's, so theirs are the nearer ones where both fit.
     children = []
     for bound, child in pattern.children:
@@ -244,6 +248,7 @@ def _renamed(
                     control=control,
                     version=version,
                     references=references,
+                    above=checks,
                 ),
             )
         )
@@ -254,7 +259,7 @@ def _renamed(
             replace(each, identity="" if version >= IDENTITY_IS_INHERITED else each.identity)
             for each in pattern.columns
         ),
-        constraints=tuple(_constraints(pattern, names, control=control, references=references)),
+        constraints=constraints,
         indexes=tuple(replace(each, name=names.unique(each.name)) for each in pattern.indexes),
         policies=tuple(replace(each, name=names.if_derived(each.name)) for each in pattern.policies),
         statistics=tuple(
@@ -266,11 +271,20 @@ def _renamed(
 
 
 def _constraints(
-    pattern: Shape, names: Names, *, control: str, references: Mapping[int, RelationName]
+    pattern: Shape,
+    names: Names,
+    *,
+    control: str,
+    references: Mapping[int, RelationName],
+    above: Mapping[str, str] | None,
 ) -> Iterator[Constraint]:
     for each in pattern.constraints:
         if each.kind == "c" and each.inherited:
-            yield each
+            if above is None:
+                yield each
+            elif each.like in above:
+                # What the table above calls its own now; its check of the sibling's range is gone with that one's.
+                yield replace(each, name=above[each.like])
         elif each.kind == "c" and control not in each.columns:
             # One that the parent does not have and that is about the control column speaks of the sibling's own range.
             yield replace(each, name=names.if_derived(each.name))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from fleet.errors import PermanentError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import (
     ControlType,
@@ -30,6 +31,7 @@ from tasks.partitions.policy import Contradiction, Surroundings, judge
 T = TypeVar("T")
 
 _sql = load("tasks.partitions", "sql/look.sql")
+_move = load("tasks.partitions", "sql/move.sql")
 
 _NOTHING_MORE = Known(taken=frozenset())
 # So many tables are in memory at a time.
@@ -80,6 +82,23 @@ def look(
         yield from _Look(
             connection, database, wanted[start : start + AT_ONCE], clock=clock, rows=rows, due=due
         )()
+
+
+def refuse_contradictions(
+    connection: psycopg.Connection[Any], database: Database, policy: PartitionSet
+) -> None:
+    """Stop before anything is done for a policy that says of its table what the database does not.
+
+    Raises:
+        PermanentError: all that is wrong, and what to do about the first of it.
+    """
+    (looked,) = look(connection, database, [policy.name], clock=_move.clock(connection), rows=False)
+    wrong = [each for each in looked.contradictions if not each.warning]
+    if wrong:
+        raise PermanentError(
+            f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
+            remedy=wrong[0].remedy or "upkeep check",
+        )
 
 
 class _Look:

@@ -157,6 +157,14 @@ class _Mover:
                 remedy="Take it out of legal_holds when it ends",
             )
         companions = accompanying.look(connection, self._policies, policy, self._table, self._range)
+        for companion in companions.plain:
+            # Refuses a name that is too long, before anything is changed.
+            accompanying.child_name(
+                companion.name,
+                table=self._table.name,
+                partition=self._partition.name,
+                schema=policy.archive_schema,
+            )
         references = self._references(companions)
         leaving = self._leaving(self._table, self._partition, policy)
         others = [self._leaving(each.table, each.partition, each.policy) for each in companions.aligned]
@@ -395,6 +403,10 @@ class _Mover:
                     relations=switch.locked,
                     doing=f"Moving {switch.leaving.partition} to {switch.leaving.archive.name}",
                 )
+            except archives.IN_THE_WAY as exc:
+                raise archives.in_the_way(
+                    exc, what=switch.leaving.partition, archive=switch.leaving.archive.name
+                ) from exc
             except (Written, psycopg.errors.ForeignKeyViolation):
                 # Says which rows they are, where something refers to the range by now.
                 foreign_keys.refuse_referred(

@@ -11,6 +11,7 @@ from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import ControlType, PartitionedTable
 from fleet.settings.partitions import PartitionSet
 from fleet.settings.values import closest
+from tasks.partitions.archive import place_of
 from tasks.partitions.calendar import Calendar, name_of, subpartition_name
 from tasks.partitions.ranges import overlap
 
@@ -274,7 +275,11 @@ def _storage(policy: PartitionSet, around: Surroundings) -> Iterator[Contradicti
 
 def _archive(policy: PartitionSet, table: PartitionedTable, around: Surroundings) -> Iterator[Contradiction]:
     schema, role = policy.archive_schema, _quoted(around.role)
-    place = RelationName(schema, policy.name.name)
+    try:
+        place, _ = place_of(policy.name, schema)
+    except PermanentError as exc:
+        yield _error("archive", exc.message, exc.remedy)
+        return
     there = around.tables.get(place)
     if schema not in around.schemas:
         if not around.may_create_schemas:

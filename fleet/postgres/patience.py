@@ -61,15 +61,19 @@ class Deadline:
             return self._budget
         return timedelta(seconds=max(0.0, self._ends - time.monotonic()))
 
-    def execute(self, statement: sql.Composed | sql.SQL, values: Any = None) -> psycopg.Cursor[Any]:
+    def execute(
+        self, statement: sql.Composed | sql.SQL, values: Any = None, *, at_most: timedelta | None = None
+    ) -> psycopg.Cursor[Any]:
         """Send one statement that may wait, or work, for as long as is left. The first one starts the clock.
+
+        `at_most`: this one for no longer than that.
 
         Raises:
             LockNotAvailable, QueryCanceled: the time is over.
         """
         if self._ends is None:
             self._ends = time.monotonic() + self._budget.total_seconds()
-        left_ms = int(self.left.total_seconds() * 1000)
+        left_ms = int(min(self.left, at_most or self.left).total_seconds() * 1000)
         if left_ms < LEAST_MS:
             raise errors.LockNotAvailable("the time for all locks of this step together is over")
         _sql.bound(self._connection, milliseconds=f"{left_ms}ms")

@@ -22,7 +22,7 @@ from fleet.postgres.patience import Deadline, Patience, patiently
 from fleet.postgres.queries import load
 from fleet.settings import PartitionSet
 from tasks.partitions import likeness, statements
-from tasks.partitions.drain import Drain
+from tasks.partitions.drain import Drain, wait_for_snapshots
 from tasks.partitions.shape import Shape, read_shape
 from tasks.refresh.trigger_ddl import follow_parent
 
@@ -137,6 +137,7 @@ class Maker:
             relations.append(table.default.oid)
         if drain:
             relations.append(table.oid)
+            wait_for_snapshots(self.connection, table.name, self.patience)
         try:
             return patiently(
                 self.connection,
@@ -204,9 +205,17 @@ class _Step:
         self._do(statements.privileges(wanted, made))
         if self.range is not None:
             self._execute(statements.add_bound_check(self.name, table.key[0], self.range))
-        moved = self._move(wanted) if self.drain else 0
+        drain = self._drain(wanted) if self.drain else None
+        moved = 0 if drain is None else drain.move()
         self._adorn(wanted)
         self._act_as_both(wanted)
+        if drain is not None:
+            self._do(statements.silence(wanted))
+            # From here on everybody waits who wants anything of the table.
+            drain.lock(self.deadline)
+            moved += drain.move_rest(self.deadline)
+            for statement in statements.unsilence(wanted):
+                self.deadline.execute(statement)
         self._attach(wanted)
         return Made(name=self.name, created=True, rows=moved, beyond=pattern.beyond)
 
@@ -278,11 +287,11 @@ class _Step:
         assert found is not None  # this transaction has made it
         return found
 
-    def _move(self, wanted: Shape) -> int:
+    def _drain(self, wanted: Shape) -> Drain | None:
         default = self.table.default
         assert self.range is not None  # a default partition is not drained into itself
         if default is None:
-            return 0
+            return None
         self._act_as_both(wanted)
         drain = Drain(
             connection=self.connection,
@@ -294,12 +303,10 @@ class _Step:
             batch_timeout=self.policy.lock_budget,
         )
         drain.refuse_unless_moved_unseen()
-        moved = drain.move()
-        drain.lock(self.deadline)
-        return moved + drain.move_rest(self.deadline)
+        return drain
 
     def _adorn(self, wanted: Shape) -> None:
-        """What must not see the rows come, and what only the fleet's role may do; then look whether all is there."""
+        """What must not see most rows come, and what only the fleet's role may do; then look whether all is there."""
         found = self._found()  # which sets how names are deparsed, after the rows have had their own settings
         self._act_as(wanted.owner)
         self._do(statements.triggers(wanted))

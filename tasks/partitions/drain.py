@@ -7,12 +7,16 @@ What has to be kept out, and how:
 - An UPDATE that waits for a row which is moved away would find it deleted, and change nothing. Nobody who waits so lets
   the table be locked: the step is rolled back, and his row is where it was. And nobody waits for longer than a batch
   takes: after each one we look whether somebody does, and give way.
+- A transaction in REPEATABLE READ, and one in SERIALIZABLE, goes on with its snapshot, in which the rows are where they
+  were, and looks for them where they are. So those that are there already are waited for. Whose snapshot is taken while
+  the rows are moved, and who does not touch the table before they are, misses them: nothing tells us of him.
 - ON DELETE actions and triggers take the move for a deletion. Rows that are referenced, and triggers on DELETE, are a
   reason not to begin.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,10 +25,10 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 
-from fleet.errors import PermanentError
+from fleet.errors import PermanentError, TransientError
 from fleet.names import RelationName
 from fleet.postgres.catalog.partitions import ForeignKey, Partition, PartitionedTable, Range
-from fleet.postgres.patience import Deadline
+from fleet.postgres.patience import Deadline, Patience
 from fleet.postgres.queries import load
 from tasks.partitions.statements import within
 
@@ -32,6 +36,8 @@ _sql = load("tasks.partitions", "sql/drain.sql")
 
 # Some milliseconds of work: so long somebody who wants one of the rows waits before we look.
 BATCH = 2_000
+# Between two looks at who has a snapshot.
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +97,27 @@ class Drain:
         return moved
 
     def lock(self, deadline: Deadline) -> None:
-        """Keep everybody out, for what is left of the deadline."""
-        deadline.execute(
-            sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(self.table.name.identifier())
-        )
-        deadline.execute(
-            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(self.default.name.identifier())
-        )
+        """Keep everybody out, for what is left of the deadline.
+
+        An UPDATE may wait for one of our rows by now, and hold the table that we want: the server would end one of
+        the two after its deadlock_timeout, and he has waited for longer. So we give up before.
+        """
+        half = timedelta(milliseconds=_sql.deadlock_timeout(self.connection) / 2)
+        table, default = self.table.name.identifier(), self.default.name.identifier()
+        for statement in (
+            sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(table),
+            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(default),
+        ):
+            deadline.execute(statement, at_most=half)
 
     def move_rest(self, deadline: Deadline) -> int:
         """Move what has come meanwhile; nothing can come any more."""
+        _sql.as_usual(self.connection)
         moved = 0
         for leaf in self.default.leaves:
             taken = self._take(deadline.execute(self._rows(leaf, limit=None)))
             moved += self._move(leaf, taken)
+        _sql.as_dumped(self.connection)
         return moved
 
     def _rows(self, leaf: RelationName, *, limit: int | None) -> sql.Composed:
@@ -160,6 +173,31 @@ class Drain:
                 "and their foreign key would take the move for a deletion",
                 remedy=f"Drop the constraint, let the rows be moved, and add it again; or take the rows out of {leaf}",
             )
+
+
+def wait_for_snapshots(connection: psycopg.Connection[Any], table: RelationName, patience: Patience) -> None:
+    """Let the transactions end that would look for moved rows where they were, or finish their statement.
+
+    On a connection in autocommit mode: within a transaction the server shows the same sessions again and again.
+
+    Raises:
+        TransientError: one is open all the time.
+    """
+    ends = time.monotonic() + patience.total.total_seconds()
+    there = _snapshots(connection)
+    while there := there & _snapshots(connection):
+        if time.monotonic() >= ends:
+            raise TransientError(
+                f"Rows of the default partition of {table} cannot be moved: process {min(there)[0]} looks at the "
+                "database as it was before, and would not find them",
+                remedy="Upkeep tries again. Who works for long: "
+                "SELECT * FROM pg_stat_activity ORDER BY xact_start LIMIT 5",
+            )
+        time.sleep(LOOK_S)
+
+
+def _snapshots(connection: psycopg.Connection[Any]) -> set[tuple[int, str]]:
+    return {(row["pid"], row["transaction"]) for row in _sql.snapshots(connection)}
 
 
 def _ms(value: timedelta) -> str:

@@ -162,6 +162,33 @@ def triggers(shape: Shape) -> Iterator[Statement]:
         yield from triggers(child)
 
 
+def silence(shape: Shape) -> Iterator[Statement]:
+    """Let no trigger of a new table take rows that are moved there for new ones."""
+    if _has_triggers(shape):
+        yield _alter(shape, "DISABLE TRIGGER USER")
+
+
+def unsilence(shape: Shape) -> Iterator[Statement]:
+    """Switch its triggers as they were."""
+    if not _has_triggers(shape):
+        return
+    yield _alter(shape, "ENABLE TRIGGER USER")
+    yield from _switched(shape)
+
+
+def _has_triggers(shape: Shape) -> bool:
+    own = any(not each.inherited for each in shape.triggers)
+    return own or any(_has_triggers(child) for _, child in shape.children)
+
+
+def _switched(shape: Shape) -> Iterator[Statement]:
+    for each in shape.triggers:
+        if not (each.inherited or each.ours) and each.enabled != "O":
+            yield trigger_state(shape, each)
+    for _, child in shape.children:
+        yield from _switched(child)
+
+
 def trigger_state(shape: Shape, trigger: Trigger) -> Statement:
     """Switch a trigger as the sibling's is."""
     return sql.SQL("ALTER TABLE ONLY {} {} TRIGGER {}").format(

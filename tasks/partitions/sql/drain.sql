@@ -6,6 +6,23 @@ SELECT pg_catalog.set_config('search_path', (SELECT s.reset_val FROM pg_catalog.
        pg_catalog.set_config('IntervalStyle', (SELECT s.reset_val FROM pg_catalog.pg_settings AS s WHERE s.name = 'IntervalStyle'), true),
        pg_catalog.set_config('row_security', 'off', true);
 
+-- name: as_dumped!
+-- And how are names and literals read that were deparsed?
+SELECT pg_catalog.set_config('search_path', '', true), pg_catalog.set_config('TimeZone', 'UTC', true),
+       pg_catalog.set_config('DateStyle', 'ISO, YMD', true), pg_catalog.set_config('IntervalStyle', 'postgres', true);
+
+-- name: deadlock_timeout$
+-- After how many milliseconds does the server look whether two wait for each other?
+SELECT s.setting::integer FROM pg_catalog.pg_settings AS s WHERE s.name = 'deadlock_timeout';
+
+-- name: snapshots
+-- Which transactions of this database look with a snapshot now? Both are readable by everybody. Who analyses or vacuums looks for no rows.
+SELECT a.pid, l.virtualtransaction AS transaction
+  FROM pg_catalog.pg_stat_activity AS a
+  JOIN pg_catalog.pg_locks AS l ON l.pid = a.pid AND l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock'
+ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid() AND a.backend_xmin IS NOT NULL
+   AND a.backend_type IS DISTINCT FROM 'autovacuum worker';
+
 -- name: bound!
 -- How long may one batch wait and work? Who waits for one of its rows waits no longer either.
 SELECT pg_catalog.set_config('lock_timeout', :milliseconds, true), pg_catalog.set_config('statement_timeout', :milliseconds, true);

@@ -11,11 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import IsolationLevel, errors
 
 from fleet.errors import PermanentError, TransientError
-from fleet.postgres.patience import Patience
+from fleet.postgres.patience import Deadline, Patience
 from tasks.partitions.create import Maker
+from tasks.partitions.drain import Drain
 from tests.integration.tasks.partitions.creating import PLAIN, Kept, keep, month, partition, policy
 from tests.servers import Database
 from tests.waiting import wait_until
@@ -251,3 +252,84 @@ def test_nothing_is_left_of_a_session_that_is_killed(kept: Kept) -> None:
     assert kept.scalar("SELECT count(*) FROM pg_class WHERE relname LIKE %s", f"{FEBRUARY.name}%") == 0
     assert counts(kept) == (5000, 5000)
     assert kept.make(FEBRUARY, month(2026, 2), drain=True).rows == 5000
+
+
+def test_who_looks_with_an_old_snapshot_is_waited_for(kept: Kept) -> None:
+    """He would find the rows where they were, and look for them where they are."""
+    kept.set_up(FILL)
+    ours = "SELECT count(*) FROM app.transactions WHERE created_at >= '2026-02-01Z' AND created_at < '2026-03-01Z'"
+    with psycopg.connect(kept.reader_url) as reader, kept.owner() as owner:
+        owner.execute("GRANT USAGE ON SCHEMA app TO reader; GRANT SELECT ON app.transactions TO reader")
+        reader.isolation_level = IsolationLevel.REPEATABLE_READ
+        reader.execute("SELECT")
+        with pytest.raises(TransientError, match=f"process {reader.info.backend_pid} looks at the database"):
+            kept.make(FEBRUARY, month(2026, 2), drain=True)
+        # By somebody who has counted on it as well: rows of its range have come since it was planned.
+        with pytest.raises(TransientError, match=f"process {reader.info.backend_pid} looks at the database"):
+            kept.make(FEBRUARY, month(2026, 2))
+        assert reader.execute(ours).fetchone() == (5000,)
+        reader.commit()
+        # One that is open without a snapshot is in nobody's way.
+        reader.isolation_level = IsolationLevel.READ_COMMITTED
+        reader.execute("SELECT")
+        assert kept.make(FEBRUARY, month(2026, 2), drain=True).rows == 5000
+        assert reader.execute(ours).fetchone() == (5000,)
+
+
+def test_no_trigger_takes_moved_rows_for_new_ones(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither most of them, nor those that come in the last moment; and all are switched as before."""
+    kept.set_up(
+        f"{FILL}; CREATE TABLE app.noted (trigger text, id bigint);"
+        "CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO app.noted VALUES (TG_NAME, NEW.id); RETURN NEW; END';"
+        + "".join(
+            f"CREATE TRIGGER {name} BEFORE INSERT ON app.transactions_y2026m01"
+            " FOR EACH ROW EXECUTE FUNCTION app.note();"
+            for name in ("usual", "never", "always")
+        )
+        + "ALTER TABLE app.transactions_y2026m01 DISABLE TRIGGER never, ENABLE ALWAYS TRIGGER always"
+    )
+    lock = Drain.lock
+
+    def late(self: Drain, deadline: Deadline) -> None:
+        kept.set_up("INSERT INTO app.transactions VALUES (5001, '2026-02-04Z')")
+        lock(self, deadline)
+
+    monkeypatch.setattr(Drain, "lock", late)
+    assert kept.make(FEBRUARY, month(2026, 2), drain=True).rows == 5001
+    assert kept.rows("SELECT * FROM app.noted") == []
+    kept.set_up("INSERT INTO app.transactions VALUES (5002, '2026-02-04Z')")
+    assert kept.rows("SELECT trigger FROM app.noted ORDER BY 1") == [("always",), ("usual",)]
+    assert kept.dumped(FEBRUARY, month(2026, 2)) == kept.dumped(partition(2026, 1), month(2026, 1))
+
+
+def test_no_update_is_ended_as_a_deadlock_however_long_the_budget(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.set_up(FILL)
+    lock, tries = Drain.lock, []
+    changed: list[int] = []
+
+    def update() -> None:
+        with kept.owner() as owner:
+            changed.append(owner.execute("UPDATE app.transactions SET amount = 0 WHERE id = 7").rowcount)
+
+    thread = threading.Thread(target=update)
+
+    def meet(self: Drain, deadline: Deadline) -> None:
+        # He comes after the last look at who waits for a row.
+        tries.append(self)
+        if not thread.ident:
+            thread.start()
+            wait_until(
+                lambda: kept.scalar(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+                )
+            )
+        lock(self, deadline)
+
+    monkeypatch.setattr(Drain, "lock", meet)
+    made = kept.make(FEBRUARY, month(2026, 2), drain=True, lock_budget="5s")
+    thread.join()
+    assert (changed, made.rows, len(tries)) == ([1], 5000, 2)
+    assert kept.scalar("SELECT amount FROM app.transactions WHERE id = 7") == 0

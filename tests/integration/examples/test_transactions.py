@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import UTC, date, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from random import Random
@@ -15,8 +16,18 @@ from psycopg import sql
 
 from examples import transactions
 from examples.transactions import generate, partitions
+from fleet import settings
+from fleet.ledger import Run, State
+from fleet.names import RelationName
+from fleet.postgres.migrations import migrate
 from fleet.settings import check
+from schedules.entries import entries
+from tasks.partitions.keep import keep
+from tasks.refresh.dispatch import Dispatcher
+from tasks.refresh.trigger_ddl import carry_out, look
+from tasks.refresh.triggers import Action
 from tests.integration.examples.conftest import SIZES, Installed
+from tests.integration.tasks.refresh.conftest import System
 from tests.servers import Database
 
 pytestmark = pytest.mark.any_server
@@ -32,6 +43,12 @@ VOLUME = generate.Volume.at(SIZES[transactions]["scale"])
 COMMITTED = "SET CONSTRAINTS ALL IMMEDIATE"
 
 ALL = sql.SQL("true")
+
+SUMMARY = "public.daily_transaction_summary"
+TRANSACTIONS = RelationName("public", "transactions")
+WRONG = """
+SELECT count(*) FROM ((TABLE {view} EXCEPT ALL ({query})) UNION ALL (({query}) EXCEPT ALL TABLE {view})) AS either
+"""
 
 INDEXES = {
     "transactions": {
@@ -87,11 +104,15 @@ def count(connection: psycopg.Connection, table: str, condition: sql.Composable 
     return only(connection, query)
 
 
-def new_transaction(connection: psycopg.Connection, number: int, day: date) -> None:
+def new_transaction(
+    connection: psycopg.Connection, number: int, day: date, *, table: str = "transactions"
+) -> None:
     connection.execute(
-        "INSERT INTO transactions (transaction_id, reference_number, transaction_type, amount, source_account_id,"
-        " settlement_date, regulatory_region, created_by, updated_by, partition_date)"
-        " VALUES (%s, 'R', 'fee', 1, 1, %s, 'US', 'test', 'test', %s)",
+        sql.SQL(
+            "INSERT INTO {} (transaction_id, reference_number, transaction_type, amount, source_account_id,"
+            " settlement_date, regulatory_region, created_by, updated_by, partition_date)"
+            " VALUES (%s, 'R', 'fee', 1, 1, %s, 'US', 'test', 'test', %s)"
+        ).format(sql.Identifier(table)),
         [number, day, day],
     )
 
@@ -398,3 +419,127 @@ def test_the_configuration_has_nothing_to_complain_of(tmp_path: Path) -> None:
     path.write_text(transactions.CONFIG, encoding="utf-8")
     report = check(path, {"UPKEEP_TRANSACTIONS_URL": "postgresql://localhost/x"})
     assert (report.errors, report.warnings) == ((), ())
+
+
+class TestTheSummaryUnderTheFleet:
+    """As its upkeep.toml declares it, by the components that a worker has, in this process."""
+
+    @pytest.fixture
+    def fleet(self, clone: Installed, tmp_path: Path) -> Iterator[Callable[..., System]]:
+        made: list[System] = []
+
+        def declare(text: str = transactions.CONFIG) -> System:
+            database = clone(transactions)
+            migrate(database.url)
+            path = tmp_path / "upkeep.toml"
+            path.write_text(text, encoding="utf-8")
+            loaded = settings.load(path, {"UPKEEP_TRANSACTIONS_URL": database.url})
+            assert entries(loaded)["transactions/daily"].cron == "0 6 * * *"
+            kept = loaded.databases["transactions"]
+            made.append(System(database, list(kept.views.values())))
+            made[-1].settings = kept
+            return made[-1]
+
+        yield declare
+        for each in made:
+            System.made.remove(each)
+            each.connection.close()
+
+    def differing(self, system: System) -> int:
+        """How many rows the summary has that its query does not find, or lacks."""
+        (query,) = system.connection.execute("SELECT pg_get_viewdef(%s::regclass)", [SUMMARY]).fetchone()
+        return only(
+            system.connection,
+            sql.SQL(WRONG).format(
+                view=sql.Identifier(*SUMMARY.split(".")), query=sql.SQL(query.rstrip().removesuffix(";"))
+            ),
+        )
+
+    def burst(self, system: System, seed: int) -> None:
+        """In a session of its own, which flushes its counters by ending."""
+        with psycopg.connect(system.database.url) as application:
+            transactions.write(application, Random(seed))
+        assert self.differing(system) > 0
+
+    def requests(self, system: System) -> list[tuple[Any, ...]]:
+        return system.connection.execute(
+            "SELECT view, source::regclass::text FROM upkeep.refresh_request ORDER BY id"
+        ).fetchall()
+
+    def work_on_requests(self, system: System) -> Run:
+        """Nothing before the delay that upkeep.toml gives it, then one run, done here as by a worker."""
+        dispatcher = Dispatcher(system.settings)
+        early = dispatcher.look_at_rows(system.connection)
+        assert early.created == ()
+        assert early.next_in is not None
+        assert 1 < early.next_in <= 5
+        system.connection.execute(
+            "UPDATE upkeep.refresh_request SET created_at = created_at - interval '5 seconds'"
+        )
+        (created,) = dispatcher.look_at_rows(system.connection).created
+        assert created.target == SUMMARY
+        return system.deliver(created.id)
+
+    def test_its_tier_refreshes_it_and_no_write_does(self, fleet: Callable[..., System]) -> None:
+        system = fleet()
+        assert system.tick(SUMMARY, system.now(), "daily").state == State.SUCCEEDED
+        self.burst(system, 1)
+        assert self.requests(system) == []
+        ticked = system.tick(SUMMARY, system.now(), "daily")
+        assert (ticked.state, ticked.entry) == (State.SUCCEEDED, "daily")
+        assert self.differing(system) == 0
+        assert system.tick(SUMMARY, system.now(), "daily").state == State.SKIPPED
+
+    def test_the_end_of_a_settlement_run_asks_for_it(self, fleet: Callable[..., System]) -> None:
+        system = fleet()
+        system.refresh(SUMMARY)
+        for seed in range(3):
+            self.burst(system, seed)
+            system.connection.execute("SELECT upkeep.request_refresh(%s)", [SUMMARY])
+        run = self.work_on_requests(system)
+        assert (run.state, run.entry, run.result["requests"]) == (State.SUCCEEDED, "event", 3)
+        assert self.differing(system) == 0
+        assert self.requests(system) == []
+
+    def test_with_on_write_so_does_every_write_also_into_partitions_made_since(
+        self, fleet: Callable[..., System]
+    ) -> None:
+        system = fleet(transactions.CONFIG.replace('tier = "daily"', 'tier = "daily"\non_write = true'))
+        connection = system.connection
+        connection.execute("CREATE SCHEMA archive")
+        system.refresh(SUMMARY)
+        deeds = list(
+            carry_out(
+                connection,
+                look(connection, system.settings).plan(),
+                lock_timeout=timedelta(milliseconds=500),
+            )
+        )
+        assert {(deed.line.action, deed.error) for deed in deeds} == {(Action.INSTALL, None)}
+        kept = keep(connection, system.settings, system.settings.partition_set(TRANSACTIONS))
+        assert (len(kept.created), kept.failures) == (3, [])
+        newest, day = kept.created[-1].name, max(first_months(connection))
+        assert newest == partitions.name("transactions", day)
+        leaf = f"{newest}_0"
+        numbers = connection.execute(
+            "SELECT n FROM transactions_transaction_id_seq AS s,"
+            " generate_series(s.last_value + 1, s.last_value + 999) AS n"
+            " WHERE satisfies_hash_partition(%s::regclass, 8, 0, n) LIMIT 3",
+            [newest],
+        ).fetchall()
+        # Who writes through a partitioned table cannot be told which partition it was.
+        for table, source, (number,) in zip(
+            ("transactions", newest, leaf), (None, None, leaf), numbers, strict=True
+        ):
+            with psycopg.connect(system.database.url, autocommit=True) as application:
+                new_transaction(application, number, day, table=table)
+            assert self.requests(system) == [(SUMMARY, source)], table
+            assert self.differing(system) > 0
+            run = self.work_on_requests(system)
+            assert (run.state, run.entry, run.result["requests"]) == (State.SUCCEEDED, "event", 1)
+            assert self.differing(system) == 0
+        assert only(
+            connection,
+            "SELECT sum(transaction_count) FROM daily_transaction_summary WHERE partition_date = %s",
+            day,
+        ) == 3  # fmt: skip

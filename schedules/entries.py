@@ -6,7 +6,7 @@ No Celery here: the scheduler puts the entries' slots into the ledger, `upkeep` 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -88,7 +88,10 @@ def entries(settings: Settings) -> dict[str, Entry]:
     found = [
         entry
         for database in settings.databases.values()
-        for entry in (*_refreshes(database), *_partitions(database), _prune(database))
+        for entry in (
+            *_refreshes(database),
+            *_unless_scheduled(settings, (*_partitions(database), _prune(database))),
+        )
     ]
     found += _jobs(settings)
     found += _scheduled(settings)
@@ -101,6 +104,12 @@ def _refreshes(database: Database) -> Iterator[Entry]:
     for tier in database.tiers.values():
         if tier.name in used:
             yield _entry(database.name, tier.name, REFRESH_TIER, tier, {"tier": tier.name})
+
+
+def _unless_scheduled(settings: Settings, built_in: Iterable[Entry]) -> Iterator[Entry]:
+    """What runs by itself at hours of ours, but for what somebody has put into the schedule at hours of his own."""
+    declared = {(each.database, each.task) for each in settings.schedule.values() if not each.arguments}
+    return (each for each in built_in if (each.database, each.task) not in declared)
 
 
 def _partitions(database: Database) -> Iterator[Entry]:

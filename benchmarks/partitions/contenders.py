@@ -16,7 +16,7 @@ from benchmarks.partitions.tables import ELSEWHERE, HOT, METADATA, Before, Calen
 from benchmarks.stage import Place
 from examples.transactions import generate, partitions
 
-OURS, PLAIN, PARTMAN, NOBODY = "ours", "plain", "pg_partman", "nobody"
+OURS, PLAIN, PARTMAN, REPLANNED, NOBODY = "ours", "plain", "pg_partman", "replanned", "nobody"
 
 MAINTAIN = "upkeep.partitions.maintain"
 ARCHIVE = "upkeep.partitions.archive"
@@ -171,6 +171,29 @@ class Nobody:
 
     def undo(self) -> None:
         """Nothing."""
+
+
+@dataclass(kw_only=True)
+class Replanned(Nobody):
+    """Nobody who makes anything: what it costs alone that every session has to plan its statements anew.
+
+    Any change of a partitioned table's definition does that, and ATTACH is one. So often as months are made.
+    """
+
+    connection: psycopg.Connection[Any]
+    times: int
+
+    def create(self) -> None:
+        """A change that changes nothing, under the lock that ATTACH takes."""
+        for _ in range(self.times):
+            self.connection.execute("ALTER TABLE public.transactions ALTER COLUMN amount SET STATISTICS -1")
+            time.sleep(self.seconds / self.times)
+
+    def move(self) -> None:
+        """Twice, as DETACH and ATTACH do."""
+        for _ in range(2):
+            self.connection.execute("ALTER TABLE public.transactions ALTER COLUMN amount SET STATISTICS -1")
+            time.sleep(self.seconds / 2)
 
 
 NOTHING_S, QUICK_NOTHING_S = 4 * REPORT_S, REPORT_S

@@ -20,10 +20,12 @@ from benchmarks.partitions.contenders import (
     PARTMAN,
     PLAIN,
     QUICK_NOTHING_S,
+    REPLANNED,
     Contender,
     Nobody,
     Ours,
     Plain,
+    Replanned,
 )
 from benchmarks.partitions.tables import Before, Shape
 from benchmarks.parts import Part
@@ -92,6 +94,11 @@ def contenders(bench: Bench, shape: Shape, deadline: Deadline) -> Iterator[Mappi
     }
     with bench.stage.in_process([database], [*maintenance.TASKS, *archive_tasks.TASKS]) as tasks:
         found[OURS] = Ours(**here, database=database.name, tasks=tasks)
+        # In quick mode it would only show that it works.
+        if not bench.quick:
+            found[REPLANNED] = Replanned(
+                place=place, seconds=NOTHING_S, connection=bench.owner(place), times=len(calendar.ahead)
+            )
         plain = Plain(**here, connection=bench.owner(place))
         plain.prepare()
         found[PLAIN] = plain

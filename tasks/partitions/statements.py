@@ -75,12 +75,16 @@ def indexes(wanted: Shape, found: Shape) -> Iterator[Statement]:
         matched = [(each, there.pop(0)) for each in wanted.indexes if (there := copies[_alike(each)])]
         for left in (each for several in copies.values() for each in several):
             yield _drop_index(found, left)
-        # A copy's name may be the one that another is to have.
         renamed = [(each, copy) for each, copy in matched if each.name != copy.name]
-        for number, (_, copy) in enumerate(renamed):
-            yield _rename_index(found, copy.name, f"upkeep_{found.oid}_{number}")
-        for number, (each, _) in enumerate(renamed):
-            yield _rename_index(found, f"upkeep_{found.oid}_{number}", each.name)
+        # A copy's name may be the one that another is to have.
+        wanted_names = {each.name for each, _ in renamed}
+        names = {copy.name: copy.name for _, copy in renamed}
+        for number, name in enumerate(names):
+            if name in wanted_names:
+                names[name] = f"upkeep_{found.oid}_{number}"
+                yield _rename_index(found, name, names[name])
+        for each, copy in renamed:
+            yield _rename_index(found, names[copy.name], each.name)
         for each, copy in matched:
             yield from _index(wanted, each, tablespace=copy.tablespace)
     for (_, child), (_, made) in pairs(wanted, found):

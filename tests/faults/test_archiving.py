@@ -6,22 +6,19 @@ and whoever comes next brings everything to where an undisturbed run would have 
 
 from __future__ import annotations
 
-import multiprocessing
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import IsolationLevel
 
 from tasks.partitions import late
 from tasks.partitions.archiving import archive
 from tests.faults import moving_child
+from tests.faults.counting import counted, forking, nobody
 from tests.faults.moving_child import ALIKE, AUDIT, LATE
 from tests.integration.tasks.partitions.cloning import Template, templates, view_over_both
 from tests.integration.tasks.partitions.moving import JANUARY, ROWS, TABLE, System
@@ -110,60 +107,7 @@ def late_rows(_templates: tuple[Template, Template]) -> Template:
 
 @pytest.fixture(scope="module")
 def children() -> BaseContext:
-    """Processes of their own that need not import everything anew, and inherit no thread or connection of ours."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.moving_child"])
-    return context
-
-
-@dataclass
-class Checker:
-    """Asks the same all the while, twice in each transaction, and keeps every answer that is not the expected one."""
-
-    url: str
-    level: IsolationLevel
-    question: str
-    expected: Any
-    asked: int = 0
-    wrong: list[Any] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        with psycopg.connect(self.url) as connection:
-            connection.isolation_level = self.level
-            connection.prepare_threshold = 2
-            while not self._stop.is_set():
-                seen = [connection.execute(self.question).fetchone() for _ in range(2)]
-                connection.commit()
-                self.wrong += [each for each in seen if each != self.expected]
-                self.asked += 1
-
-    def stop(self) -> None:
-        self._stop.set()
-
-
-@contextmanager
-def checked(system: System, question: str) -> Iterator[None]:
-    """Every answer is the one from before."""
-    with psycopg.connect(system.database.url) as connection:
-        expected = connection.execute(question).fetchone()
-    checkers = [
-        Checker(system.database.url, level, question, expected)
-        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ)
-    ]
-    threads = [threading.Thread(target=each.run) for each in checkers]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: all(each.asked for each in checkers), 20, "the first counts")
-        yield
-    finally:
-        for each in checkers:
-            each.stop()
-        for thread in threads:
-            thread.join()
-    assert [each.wrong for each in checkers] == [[], []]
-    assert all(each.asked > 1 for each in checkers)
+    return forking("tests.faults.moving_child")
 
 
 def child(children: BaseContext, work: Work, system: System, dies_at: int, notes: Path) -> int | None:
@@ -173,10 +117,9 @@ def child(children: BaseContext, work: Work, system: System, dies_at: int, notes
     return process.exitcode
 
 
-def nobody(system: System) -> bool:
-    return not system.scalar(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'upkeep/child'"
-    )
+def answer(system: System, question: str) -> Any:
+    with psycopg.connect(system.database.url) as connection:
+        return connection.execute(question).fetchone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +145,7 @@ class Killing:
     def at_each_of(self, steps: list[str], wanted: Any) -> None:
         for number, step in enumerate(steps, 1):
             with self.template.cloned() as system:
-                with checked(system, self.question):
+                with counted(system, {self.question: answer(system, self.question)}):
                     said = child(self.children, self.work, system, number, self.notes)
                     assert (said, self.notes.read_text().splitlines()) == (-9, steps[:number])
                     wait_until(lambda system=system: nobody(system), 20, "the end of the session")

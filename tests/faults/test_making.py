@@ -6,7 +6,6 @@ Every row is always there, once, and every partition is made once.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import re
 import threading
 import time
@@ -28,32 +27,25 @@ from fleet.errors import TransientError
 from fleet.names import RelationName
 from fleet.postgres.connect import connect
 from fleet.settings.partitions import PartitionSet
-from tasks.partitions import archive as archives
 from tasks.partitions import drain
 from tasks.partitions import keep as keeping
-from tests import servers
 from tests.faults import making_child
+from tests.faults.counting import counted, forking, nobody
 from tests.faults.making_child import BATCH, CHILD, CLOCK, Clock, keep_table, watched
+from tests.integration.tasks.partitions.cloning import Template, templates
 from tests.integration.tasks.partitions.moving import (
-    META,
     MONTHS,
-    OWNER,
     ROLE,
     ROWS,
-    TABLE,
     System,
-    install,
     policy,
 )
-from tests.servers import Database
 from tests.waiting import wait_until
 from worker.embedded.postgres import EmbeddedPostgres
 
 # What a statement may wait beyond the budget, on two noisy cores: its own work, and the end of ours.
 MARGIN_S = 0.6
 BUDGET_S = policy().lock_budget.total_seconds()
-# Of who counts, so that the others have the processor as well.
-PAUSE_S = 0.005
 # Rows of May, in the default partition.
 LATER = 120
 DEFAULT = """
@@ -78,47 +70,19 @@ OF_MAY = {
 }
 # A snapshot from before a drain does not see them there: it is asked for all rows.
 COUNTS = {IsolationLevel.READ_COMMITTED: WHOLE | OF_MAY, IsolationLevel.REPEATABLE_READ: WHOLE}
-_names = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def password(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """The fleet's; roles belong to the server."""
-    servers.create_role(postgres_server, OWNER)
-    yield servers.create_role(postgres_server, ROLE)
-    for name in (ROLE, OWNER):
-        servers.drop_role(postgres_server, name)
-
-
-@pytest.fixture(scope="module")
-def template(postgres_server: EmbeddedPostgres, password: str) -> Iterator[Database]:
-    made = servers.create_database(postgres_server, name="making_template")
-    url = made.url_for(ROLE, password)
-    install(made, url)
-    system = System(made, url)
-    system.as_owner(DEFAULT.format(first=ROWS + 1, last=ROWS + LATER))
-    # What System.catalogue reads the rows from.
-    for name, column in ((TABLE, ""), (META, "partition_date")):
-        archives.ensure(system.connection, name, "archive", budget=policy().lock_budget, partition_by=column)
-    system.close()
-    yield made
-    servers.drop_database(made)
-
-
-@contextmanager
-def cloned(template: Database, password: str) -> Iterator[System]:
-    made = servers.create_database(template.server, template=template.name, name=f"making_{next(_names)}")
-    system = System(made, made.url_for(ROLE, password))
-    try:
-        yield system
-    finally:
-        system.close()
-        servers.drop_database(made)
+def template(postgres_server: EmbeddedPostgres) -> Iterator[Template]:
+    with templates(postgres_server, "making") as (made,):
+        with made.system() as system:
+            system.as_owner(DEFAULT.format(first=ROWS + 1, last=ROWS + LATER))
+        yield made
 
 
 @pytest.fixture
-def system(template: Database, password: str) -> Iterator[System]:
-    with cloned(template, password) as made:
+def system(template: Template) -> Iterator[System]:
+    with template.cloned() as made:
         yield made
 
 
@@ -129,66 +93,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(keeping, "_sql", clock)
     monkeypatch.setattr(drain, "BATCH", BATCH)
     return clock
-
-
-@dataclass
-class Checker:
-    """Counts the rows all the while, and how long each count took."""
-
-    url: str
-    level: IsolationLevel
-    wrong: list[Any] = field(default_factory=list)
-    took: list[float] = field(default_factory=list)
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        try:
-            with psycopg.connect(self.url) as connection:
-                connection.isolation_level = self.level
-                connection.prepare_threshold = 2
-                while not self._stop.is_set():
-                    for query, expected in COUNTS[self.level].items():
-                        began = time.monotonic()
-                        seen = connection.execute(query).fetchone()
-                        self.took.append(time.monotonic() - began)
-                        if seen != expected:
-                            self.wrong.append((query, seen))
-                    connection.commit()
-                    self._stop.wait(PAUSE_S)
-        except BaseException as exc:
-            self.error = exc
-
-    def stop(self) -> None:
-        self._stop.set()
-
-
-@contextmanager
-def checked(system: System) -> Iterator[list[Checker]]:
-    checkers = [Checker(system.database.url, level) for level in COUNTS]
-    threads = [threading.Thread(target=each.run) for each in checkers]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: all(each.took or each.error for each in checkers), 20, "the first counts")
-        yield checkers
-        counted = [len(each.took) for each in checkers]
-        # The end has to be seen as well.
-        wait_until(
-            lambda: all(
-                each.error or len(each.took) > before + 2
-                for each, before in zip(checkers, counted, strict=True)
-            ),
-            20,
-            "the last counts",
-        )
-    finally:
-        for each in checkers:
-            each.stop()
-        for thread in threads:
-            thread.join()
-    assert [each.error for each in checkers] == [None, None]
-    assert [each.wrong for each in checkers] == [[], []]
 
 
 def places(system: System) -> list[dict[str, Any]]:
@@ -216,10 +120,7 @@ def relations(system: System) -> set[str]:
 
 @pytest.fixture(scope="module")
 def children() -> BaseContext:
-    """Processes of their own that need not import everything anew, and inherit no thread or connection of ours."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.making_child"])
-    return context
+    return forking("tests.faults.making_child")
 
 
 def child(children: BaseContext, system: System, dies_at: int, notes: Path, sent: bool = False) -> int | None:
@@ -227,13 +128,6 @@ def child(children: BaseContext, system: System, dies_at: int, notes: Path, sent
     process.start()
     process.join(120)
     return process.exitcode
-
-
-def nobody(system: System) -> bool:
-    return not system.scalar(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
-        CHILD,
-    )
 
 
 # What changes something, locks something, or ends what did; a look and a setting of the session do not.
@@ -258,11 +152,9 @@ def deaths(statements: list[str]) -> Iterator[tuple[int, bool]]:
 @pytest.mark.any_server
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("clock")
-def test_killed_at_each_statement(
-    template: Database, password: str, children: BaseContext, tmp_path: Path
-) -> None:
+def test_killed_at_each_statement(template: Template, children: BaseContext, tmp_path: Path) -> None:
     notes = tmp_path / "statements"
-    with cloned(template, password) as system:
+    with template.cloned() as system:
         before = relations(system)
         assert child(children, system, 0, notes) == 0
         statements = [*notes.read_text().splitlines(), "the end"]
@@ -278,10 +170,10 @@ def test_killed_at_each_statement(
     assert kinds["COMMIT"] >= 2
     for number, sent in deaths(statements):
         where = f"{number}: {statements[number - 1]}"
-        with cloned(template, password) as system:
-            with checked(system):
+        with template.cloned() as system:
+            with counted(system, COUNTS):
                 assert child(children, system, number, notes, sent) == -9, where
-                wait_until(lambda: nobody(system), 20, "the end of the session")
+                wait_until(lambda: nobody(system, CHILD), 20, "the end of the session")
                 found = relations(system) - before
                 # Each month whole, or not at all.
                 assert found in (set(), months[JUNE], made), where
@@ -380,7 +272,7 @@ def test_a_storm_of_locks_and_updates_delays_and_breaks_nothing(system: System) 
             queued.append(time.monotonic())
 
     with (
-        checked(system) as checkers,
+        counted(system, COUNTS) as checkers,
         storm.raging(dict.fromkeys(locks, (0.02, 0.03)) | dict.fromkeys((first, last), (0.0, 0.25))),
     ):
         seen = sum(storm.done.values())
@@ -404,8 +296,8 @@ def test_a_storm_of_locks_and_updates_delays_and_breaks_nothing(system: System) 
 
 
 @pytest.mark.usefixtures("clock")
-def test_two_at_the_same_moment_make_one_set(template: Database, password: str, system: System) -> None:
-    with cloned(template, password) as other:
+def test_two_at_the_same_moment_make_one_set(template: Template, system: System) -> None:
+    with template.cloned() as other:
         keep_table(other.connection)
         undisturbed = state(other)
     # Both have looked, and know that the other one has not made it yet.
@@ -427,7 +319,7 @@ def test_two_at_the_same_moment_make_one_set(template: Database, password: str, 
             errors.append(exc)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
-    with checked(system):
+    with counted(system, COUNTS):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -488,7 +380,7 @@ def test_one_that_is_made_by_hand_meanwhile_is_enough(
             seen.append(HAND)
             system.as_owner(f"SET lock_timeout = '5s'; {BY_HAND[how].format(name=name)}")
 
-    with checked(system), watched(system.url, by_hand) as connection:
+    with counted(system, COUNTS), watched(system.url, by_hand) as connection:
         kept = keep_table(connection)
     assert HAND in seen
     assert kept.failures == []

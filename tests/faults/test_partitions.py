@@ -2,150 +2,58 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from psycopg import IsolationLevel
 
 from fleet.errors import TransientError
 from fleet.settings.partitions import PartitionSet
-from tasks.partitions import archive as archives
 from tasks.partitions import foreign_keys
 from tasks.partitions.archiving import archive
 from tasks.performing import Done, Outcome, Skip
-from tests import servers
 from tests.faults import moving_child
+from tests.faults.counting import counted, forking, nobody
 from tests.faults.moving_child import FIRST_MONTH
+from tests.integration.tasks.partitions.cloning import Template, templates
 from tests.integration.tasks.partitions.moving import (
-    META,
-    OWNER,
-    ROLE,
     ROWS,
     TABLE,
     System,
-    install,
     policy,
 )
-from tests.servers import Database
 from tests.waiting import wait_until
 from worker.embedded.postgres import EmbeddedPostgres
 
 # What a statement may wait beyond the budget, on two noisy cores: its own work, and the end of ours.
 MARGIN_S = 0.6
-# Of who counts, so that the others have the processor as well.
-PAUSE_S = 0.005
-COUNTS = """
-SELECT (SELECT array[count(*), count(DISTINCT id), sum(id)::bigint] FROM archive.transactions_all WHERE id <= %s),
+COUNTS = f"""
+SELECT (SELECT array[count(*), count(DISTINCT id), sum(id)::bigint] FROM archive.transactions_all WHERE id <= {ROWS}),
        (SELECT array[count(*), count(DISTINCT transaction_id)] FROM archive.transaction_metadata_all)
 """
-EXPECTED = ([ROWS, ROWS, ROWS * (ROWS + 1) // 2], [ROWS // 2, ROWS // 2])
-_names = itertools.count(1)
+EVERY_ROW_ONCE = {COUNTS: ([ROWS, ROWS, ROWS * (ROWS + 1) // 2], [ROWS // 2, ROWS // 2])}
 
 
 @pytest.fixture(scope="module")
-def fleet_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """The roles, which belong to the server; the URL without its database."""
-    servers.create_role(postgres_server, OWNER)
-    password = servers.create_role(postgres_server, ROLE)
-    yield password
-    for name in (ROLE, OWNER):
-        servers.drop_role(postgres_server, name)
-
-
-@pytest.fixture(scope="module")
-def template(postgres_server: EmbeddedPostgres, fleet_url: str) -> Iterator[Database]:
-    made = servers.create_database(postgres_server, name="moving_template")
-    url = made.url_for(ROLE, fleet_url)
-    install(made, url)
-    system = System(made, url)
-    # So that there is a view over both from the first moment.
-    for name, column in ((TABLE, ""), (META, "partition_date")):
-        archives.ensure(system.connection, name, "archive", budget=policy().lock_budget, partition_by=column)
-    system.close()
-    yield made
-    servers.drop_database(made)
-
-
-@contextmanager
-def cloned(template: Database, password: str) -> Iterator[System]:
-    made = servers.create_database(template.server, template=template.name, name=f"moving_{next(_names)}")
-    system = System(made, made.url_for(ROLE, password))
-    try:
-        yield system
-    finally:
-        system.close()
-        servers.drop_database(made)
-
-
-@pytest.fixture
-def system(template: Database, fleet_url: str) -> Iterator[System]:
-    with cloned(template, fleet_url) as made:
+def template(postgres_server: EmbeddedPostgres) -> Iterator[Template]:
+    with templates(postgres_server, "moving") as (made,):
         yield made
 
 
-@dataclass
-class Checker:
-    """Counts the rows all the while, in both isolation levels, and how long each count took."""
-
-    url: str
-    level: IsolationLevel
-    wrong: list[Any] = field(default_factory=list)
-    took: list[float] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        with psycopg.connect(self.url) as connection:
-            connection.isolation_level = self.level
-            connection.prepare_threshold = 2
-            while not self._stop.is_set():
-                began = time.monotonic()
-                seen = [connection.execute(COUNTS, [ROWS]).fetchone() for _ in range(2)]
-                connection.commit()
-                self.took.append(time.monotonic() - began)
-                self.wrong += [each for each in seen if each != EXPECTED]
-                self._stop.wait(PAUSE_S)
-
-    def stop(self) -> None:
-        self._stop.set()
-
-
-@contextmanager
-def checked(system: System) -> Iterator[list[Checker]]:
-    checkers = [
-        Checker(system.database.url, level)
-        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ)
-    ]
-    threads = [threading.Thread(target=each.run) for each in checkers]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: all(each.took for each in checkers), 20, "the first counts")
-        yield checkers
-    finally:
-        for each in checkers:
-            each.stop()
-        for thread in threads:
-            thread.join()
-    assert [each.wrong for each in checkers] == [[], []]
-    assert all(len(each.took) > 1 for each in checkers)
+@pytest.fixture
+def system(template: Template) -> Iterator[System]:
+    with template.cloned() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def children() -> BaseContext:
-    """Processes of their own that need not import everything anew, and inherit no thread or connection of ours."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.moving_child"])
-    return context
+    return forking("tests.faults.moving_child")
 
 
 def child(children: BaseContext, system: System, dies_at: int, notes: Path) -> int | None:
@@ -155,32 +63,25 @@ def child(children: BaseContext, system: System, dies_at: int, notes: Path) -> i
     return process.exitcode
 
 
-def nobody(system: System) -> bool:
-    return not system.scalar(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'upkeep/child'"
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.any_server
 @pytest.mark.timeout(600)
 def test_killed_at_each_step(
-    template: Database,
-    fleet_url: str,
+    template: Template,
     children: BaseContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     notes = tmp_path / "steps"
     monkeypatch.setattr(foreign_keys, "JOINED_IN_TIME", -1)
-    with cloned(template, fleet_url) as system:
+    with template.cloned() as system:
         assert child(children, system, 0, notes) == 0
         steps = notes.read_text().splitlines()
         undisturbed = system.catalogue()
     assert {"check added", "detached public.transactions_y2024m01", "about to commit", "moved"} <= set(steps)
     for number in range(1, len(steps) + 1):
-        with cloned(template, fleet_url) as system:
-            with checked(system):
+        with template.cloned() as system:
+            with counted(system, EVERY_ROW_ONCE):
                 assert child(children, system, number, notes) == -9, (number, notes.read_text())
                 wait_until(lambda: nobody(system), 20, "the end of the session")
                 archive(system.connection, {TABLE: FIRST_MONTH}, FIRST_MONTH)
@@ -219,7 +120,7 @@ def test_a_long_report_and_writers_wait_no_longer_than_the_budget(
 
     threads = [threading.Thread(target=write, args=[kind]) for kind in statements]
     threads.append(threading.Thread(target=report))
-    with checked(system) as checkers:
+    with counted(system, EVERY_ROW_ONCE) as checkers:
         for thread in threads:
             thread.start()
         done = archive(system.connection, {TABLE: own}, own)
@@ -231,8 +132,7 @@ def test_a_long_report_and_writers_wait_no_longer_than_the_budget(
     assert errors == []
     longest = {kind: max(each) for kind, each in waits.items()}
     assert max(longest.values()) < 0.2 + MARGIN_S, longest
-    # Two counts, in one transaction that never waits for more than one try of ours.
-    assert max(max(each.took) for each in checkers) < 0.2 + 2 * MARGIN_S
+    assert max(max(each.took) for each in checkers) < 0.2 + MARGIN_S
 
 
 def moved_in_time(system: System, own: PartitionSet) -> Outcome:
@@ -259,7 +159,7 @@ def test_a_storm_of_locks_delays_and_breaks_nothing(system: System) -> None:
     for thread in threads:
         thread.start()
     try:
-        with checked(system):
+        with counted(system, EVERY_ROW_ONCE):
             done = moved_in_time(system, own)
     finally:
         stop.set()

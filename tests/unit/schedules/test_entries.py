@@ -159,6 +159,21 @@ def test_partitions_are_made_at_one_and_archived_at_two_in_utc_whatever_else_is_
     }
 
 
+def test_what_comes_by_itself_comes_at_other_hours_where_somebody_says_so(tmp_path: Path) -> None:
+    at_night = POLICIES.replace('arguments = { table = "public.transactions" }\n', "")
+    path = tmp_path / "upkeep.toml"
+    path.write_text(at_night, encoding="utf-8")
+    declared = settings.load(
+        path, {f"UPKEEP_{name}_URL": "postgresql://localhost/x" for name in ("PAYMENTS", "LENDING")}
+    )
+    assert list(entries(declared)) == [
+        "payments/partitions.maintain",
+        "payments/ledger.prune",
+        "lending/ledger.prune",
+        "payments/schedule.archive_at_lunch",
+    ]
+
+
 def test_an_uneven_tick_does_not_expire_before_the_next() -> None:
     market = Tier(name="market", cron="0,5 9 * * 1-5", timezone="America/New_York")
     tick = entries(fleet(database("trading", "market", own=(market,))))["trading/market"]

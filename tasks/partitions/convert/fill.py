@@ -3,7 +3,8 @@
 A batch locks the rows that it copies FOR SHARE. So a write to one of them either comes before, and the batch sees it,
 or waits for the batch's end, and its trigger finds the copy. The trigger copies the row as it is, not as the write left
 it, because a trigger of the application may have written to it in between. A transaction in REPEATABLE READ does
-not see copies made since it began: its writes are noted, and those rows are copied again under a short lock.
+not see copies made since it began: what it writes to such rows is noted, and they are copied again under a short lock.
+Never in the switch itself, where others of them may wait already, who would not see those copies either.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def _equal(columns: Sequence[str], left: str, right: str) -> sql.Composed:
 
 
 _BODY = sql.SQL("""
+DECLARE
+    copies bigint;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         TRUNCATE {parent};
@@ -58,6 +61,22 @@ BEGIN
         RETURN NULL;
     END IF;
     IF pg_catalog.current_setting('transaction_isolation') <> 'read committed' THEN
+        BEGIN
+            IF TG_OP <> 'INSERT' THEN
+                DELETE FROM {parent} AS p WHERE {p_is_old};
+                GET DIAGNOSTICS copies = ROW_COUNT;
+                IF copies = 0 THEN
+                    RAISE serialization_failure;
+                END IF;
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
+                INSERT INTO {parent} ({columns}) OVERRIDING SYSTEM VALUE
+                SELECT {o_columns} FROM {table} AS o WHERE {o_is_new};
+            END IF;
+            RETURN NULL;
+        EXCEPTION WHEN serialization_failure OR unique_violation THEN
+            NULL;
+        END;
         IF TG_OP <> 'INSERT' THEN
             INSERT INTO upkeep.conversion_missed (relation, key)
             VALUES ({oid}, pg_catalog.jsonb_build_object({old_key}));
@@ -240,6 +259,20 @@ def _range(key: Sequence[str], last: Sequence[str] | None, upper: Sequence[str])
     if last is None:
         return wanted
     return sql.SQL("({}) > ({}) AND {}").format(columns, sql.SQL(", ").join(map(sql.Literal, last)), wanted)
+
+
+class Missed(Exception):
+    """Rows were written without being mirrored, by somebody who did not see their copies."""
+
+
+def refuse_missed(connection: psycopg.Connection[Any], plan: Plan) -> None:
+    """Stop a switch that would have to copy rows itself; the old table is locked.
+
+    Raises:
+        Missed: there are some.
+    """
+    if state_sql.missed(connection, relation=Oid(plan.facts.oid)):
+        raise Missed
 
 
 def redo_missed(connection: psycopg.Connection[Any], deadline: Deadline, plan: Plan) -> None:

@@ -41,6 +41,8 @@ UNHURRIED = timedelta(hours=1)
 # An operator waits for it: longer than a run of the fleet would.
 PATIENCE = Patience(tries=60, total=Patience().total * 5)
 LOOK_S = 0.1
+# Writers who do not see copies are few once all rows are copied.
+LOOKS = 5
 
 
 @contextmanager
@@ -132,7 +134,17 @@ class Converter:
                 self.verify()
                 self._wait_for_older_snapshots()
                 self.tell("switching")
-                patiently(
+                self._switch()
+            finally:
+                locks.release(self.connection, *held)
+        self._reread()
+
+    def _switch(self) -> None:
+        facts = self.plan.facts
+        assert self.conversion.parent is not None
+        for _ in range(LOOKS):
+            try:
+                return patiently(
                     self.connection,
                     lambda deadline: switch(self.connection, deadline, self.plan, self.conversion),
                     budget=self.plan.asked.policy.lock_budget,
@@ -145,9 +157,13 @@ class Converter:
                     doing=f"Switching {facts.name}",
                     patience=PATIENCE,
                 )
-            finally:
-                locks.release(self.connection, *held)
-        self._reread()
+            except fill.Missed:
+                self._redo_missed()
+                self._wait_for_older_snapshots()
+        raise TransientError(
+            f"Rows of {facts.name} were written each time by a transaction that did not see their copies",
+            remedy="Switch when there are fewer writers in REPEATABLE READ or SERIALIZABLE",
+        )
 
     def _wait_for_older_snapshots(self) -> None:
         """A transaction in REPEATABLE READ that began before the last copies would find those rows in neither table.

@@ -41,6 +41,7 @@ def switch(
     Raises:
         PermanentError: something depends on the old table that could not be pointed to the new one; nothing is changed.
         TransientError: what depends on it has changed since it was prepared.
+        Missed: rows have to be copied again first.
     """
     assert conversion.parent is not None and plan.kept_as is not None  # noqa: PT018 - it is ready
     name, kept, owner = plan.facts.name, plan.kept_as, plan.facts.table.owner
@@ -50,7 +51,7 @@ def switch(
     facts = look_inside(connection, _now(connection, plan.facts.table), plan.asked.column)
     _refuse_changed(facts, plan, conversion)
     if plan.asked.how is How.FILL:
-        fill.redo_missed(connection, deadline, plan)
+        fill.refuse_missed(connection, plan)
     incoming = facts.incoming
     for each in incoming:
         deadline.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -10,7 +11,10 @@ import pytest
 from psycopg import sql
 
 from fleet.errors import PermanentError
+from fleet.names import RelationName
 from fleet.postgres.migrations import migrate
+from tasks.partitions.convert.plan import beside
+from tasks.partitions.convert.run import Converter
 from tests.integration.deploy.test_grants import run_grants
 from tests.integration.tasks.partitions.convert.conftest import Conversions, Writer, asked, dump
 from tests.servers import Database
@@ -284,4 +288,80 @@ def test_the_switch_waits_for_transactions_that_could_not_see_the_copies(databas
         reader.close()
         thread.join(60)
     assert admin.execute("SELECT count(*), sum(n) FROM public.old").fetchone() == (50, 1)
+    assert admin.execute("SELECT state FROM upkeep.conversion").fetchone() == ("switched",)
+
+
+def both(admin: psycopg.Connection[Any]) -> list[Any]:
+    return [
+        admin.execute(
+            sql.SQL("SELECT id, n FROM {} ORDER BY id").format(sql.Identifier("public", name))
+        ).fetchall()
+        for name in ("old", beside(RelationName("public", "old")).name)
+    ]
+
+
+@pytest.fixture
+def old(database: Database) -> Iterator[tuple[psycopg.Connection[Any], psycopg.Connection[Any]]]:
+    """An administrator, and a writer in REPEATABLE READ who looks as of before anything was copied."""
+    admin, writer = database.connect(), database.connect()
+    admin.execute(
+        "CREATE TABLE public.old (id int PRIMARY KEY, at date NOT NULL DEFAULT current_date, n int)"
+    )
+    admin.execute("INSERT INTO public.old SELECT i, current_date, 0 FROM generate_series(1, 50) AS i")
+    writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    writer.autocommit = False
+    writer.execute("SELECT")
+    yield admin, writer
+    writer.close()
+
+
+def test_a_transaction_that_sees_the_copies_writes_to_both(database, old):
+    """Only what somebody wrote to copies that he does not see has to be copied again."""
+    admin, writer = old
+    Conversions(database.url).prepare(asked("public.old", "fill", "at"))
+    writer.rollback()
+    for statement in (
+        "INSERT INTO public.old VALUES (51, current_date, 1)",
+        "UPDATE public.old SET n = n + 1 WHERE id IN (7, 51)",
+        "UPDATE public.old SET at = at - 400, n = n + 1 WHERE id IN (7, 8)",
+        "DELETE FROM public.old WHERE id IN (8, 9)",
+        "INSERT INTO public.old VALUES (9, current_date, 5)",
+    ):
+        writer.execute(statement)
+        writer.commit()
+        there, copied = both(admin)
+        assert there == copied, statement
+    assert admin.execute("SELECT FROM upkeep.conversion_missed").fetchone() is None
+    assert {7: 2, 51: 2, 9: 5}.items() <= dict(there).items()
+    assert 8 not in dict(there)
+
+
+def test_a_write_to_copies_that_are_not_seen_is_copied_before_the_switch_and_not_in_it(
+    database, old, monkeypatch
+):
+    admin, writer = old
+    operator, wanted = Conversions(database.url), asked("public.old", "fill", "at")
+    operator.prepare(wanted)
+    wait, waits = Converter._wait_for_older_snapshots, []
+
+    def late(self: Converter) -> None:
+        waits.append(self)
+        if len(waits) > 1:
+            return wait(self)
+        # After the last look; as if he had not been waited for.
+        writer.execute("UPDATE public.old SET n = 1 WHERE id = 7")
+        writer.execute("DELETE FROM public.old WHERE id = 8")
+        writer.execute("INSERT INTO public.old VALUES (8, current_date, 2)")
+        writer.execute("DELETE FROM public.old WHERE id = 9")
+        writer.commit()
+        there, copied = both(admin)
+        assert there != copied
+        return None
+
+    monkeypatch.setattr(Converter, "_wait_for_older_snapshots", late)
+    operator.switch(wanted)
+    assert len(waits) == 2
+    found = dict(admin.execute("SELECT id, n FROM public.old").fetchall())
+    assert len(found) == 49
+    assert (found[7], found[8], found[10]) == (1, 2, 0)
     assert admin.execute("SELECT state FROM upkeep.conversion").fetchone() == ("switched",)

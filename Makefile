@@ -6,7 +6,7 @@ STAMP    := $(VENV)/.installed
 SCALE    ?=
 DURATION ?=
 EXAMPLE  ?= lending
-TESTERS  ?= 3
+TESTERS  ?= 4
 ROUNDS   ?= 5
 # Debian has 15
 SERVERS  ?= 14 16 17 18 debian

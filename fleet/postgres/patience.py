@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ _IN_VAIN = (
     errors.DeadlockDetected,
     errors.InFailedSqlTransaction,
 )
+ROLLBACKS = 10
 # The server ends a statement a moment later than it was told to, and rolls back.
 LEAST_MS = 1
 
@@ -121,6 +123,11 @@ def patiently(
             except _IN_VAIN as exc:
                 if _interrupted(exc):
                     raise
+                if connection.closed:
+                    raise TransientError(
+                        f"{doing} ended with its session: the server did not even roll it back in time",
+                        remedy="Upkeep tries again",
+                    ) from exc
                 if tried >= patience.tries or time.monotonic() >= ends:
                     raise _never_free(connection, oids, doing=doing, tried=tried, budget=budget) from exc
             time.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - spreads load, keeps no secret
@@ -139,9 +146,22 @@ def _try(connection: psycopg.Connection[Any], step: Callable[[Deadline], T], bud
                 # To a COMMIT of what has failed the server says ROLLBACK, and nobody would hear it.
                 raise errors.InFailedSqlTransaction("a statement of this step failed, and the step went on")
             return done
+    except _IN_VAIN as exc:
+        if not _interrupted(exc):
+            _roll_back(connection)
+        raise
     finally:
         if connection.info.transaction_status is not TransactionStatus.IDLE and not connection.closed:
             connection.close()
+
+
+def _roll_back(connection: psycopg.Connection[Any]) -> None:
+    """Once more, where the statement_timeout of what was tried, a few milliseconds, has ended the ROLLBACK as well."""
+    for _ in range(ROLLBACKS):
+        if connection.info.transaction_status is not TransactionStatus.INERROR:
+            return
+        with suppress(psycopg.Error):
+            connection.rollback()
 
 
 def _interrupted(exc: BaseException) -> bool:

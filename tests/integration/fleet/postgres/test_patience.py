@@ -246,6 +246,35 @@ def test_a_session_is_never_left_in_a_transaction(ours: psycopg.Connection[Any])
     assert ours.closed
 
 
+def test_a_rollback_that_is_cut_short_is_sent_again(
+    ours: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The few milliseconds that a step had left are the ROLLBACK's as well."""
+    cut: list[object] = []
+    commands = psycopg.Transaction._get_rollback_commands
+
+    def late(self: Any) -> Any:
+        if cut:
+            return commands(self)
+        cut.append(self)
+        # Fails, as ROLLBACK does that comes too late.
+        return [b"SELECT 1"]
+
+    monkeypatch.setattr(psycopg.Transaction, "_get_rollback_commands", late)
+    tried = []
+
+    def step(deadline: Deadline) -> int:
+        tried.append(deadline)
+        deadline.execute(sql.SQL("INSERT INTO a VALUES (1)"))
+        if len(tried) == 1:
+            deadline.execute(sql.SQL("SELECT pg_sleep(1)"))
+        return len(tried)
+
+    assert patiently(ours, step, budget=BUDGET, relations=[], doing="It") == 2
+    assert cut
+    assert ours.execute("SELECT count(*) FROM a").fetchone() == (1,)
+
+
 def test_it_begins_outside_of_any_transaction(ours: psycopg.Connection[Any]) -> None:
     with ours.transaction(), pytest.raises(RuntimeError, match="It would keep its locks"):
         patiently(ours, lambda deadline: None, budget=BUDGET, relations=[], doing="It")

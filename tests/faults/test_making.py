@@ -354,6 +354,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.any_server
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
     ("how", "month", "name", "moment"),
@@ -430,6 +431,7 @@ SELECT c.relname AS name, extract(epoch FROM bound[1]::timestamptz)::bigint AS l
 """
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     ("interval", "name", "first", "last", "lengths"),
     [

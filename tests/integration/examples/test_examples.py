@@ -150,6 +150,7 @@ def test_a_concurrent_refresh_without_changes_rewrites_no_row(system, example):
         assert versions(view) == before, view
 
 
+@pytest.mark.any_server
 def test_the_same_seed_gives_the_same_rows(new_database: NewDatabase, example):
     as_of = {
         lending: datetime(2026, 3, 31, tzinfo=UTC).date(),

@@ -128,6 +128,7 @@ def test_what_one_server_may_forgive_is_tried_again(pair: Pair, database: Databa
         connect(url.replace(f":{pair.primary.port}", f":{free_port()}"), application_name="upkeep/test")
 
 
+@pytest.mark.any_server
 @pytest.mark.postgres
 def test_a_pool_is_back_as_soon_as_its_server(pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool's own pauses between its attempts would have grown to eight seconds meanwhile."""

@@ -225,6 +225,7 @@ def test_the_same_task_moves_what_is_good(
     assert {"relations", "inherits", "rows of app.x", "rows of upkeep.archive_batch"} <= changed
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("what", REFUSED)
 def test_the_task_refuses_what_is_bad_and_changes_nothing(
     upkeep_of: Callable[[Bad], Upkeep], upkeep_database: Database, what: str
@@ -242,6 +243,7 @@ def test_the_task_refuses_what_is_bad_and_changes_nothing(
     assert bad.remedy in ended.error["remedy"]
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("what", REFUSED)
 def test_check_says_what_is_bad_and_changes_nothing(
     upkeep_of: Callable[[Bad], Upkeep], upkeep_database: Database, what: str
@@ -275,6 +277,7 @@ UNREADABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_a_policy_that_contradicts_itself_is_read_by_nobody(
     upkeep_of: Callable[[Bad], Upkeep], upkeep_database: Database, what: str

@@ -32,6 +32,7 @@ OWNER = (
 )
 
 
+@pytest.mark.any_server
 def test_the_end_of_the_process_is_a_clean_end_too(temporary: Path) -> None:
     done = subprocess.run(
         [
@@ -53,6 +54,7 @@ def test_the_end_of_the_process_is_a_clean_end_too(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.any_server
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
 def test_an_owner_that_is_killed_takes_the_servers_along(
     postgres_server: EmbeddedPostgres, redis_server: EmbeddedRedis, temporary: Path
@@ -78,6 +80,7 @@ def test_an_owner_that_is_killed_takes_the_servers_along(
     assert "database system is shut down" in log.read_text()
 
 
+@pytest.mark.any_server
 def test_ctrl_c_of_the_group_stops_them_in_order(
     postgres_server: EmbeddedPostgres, redis_server: EmbeddedRedis, temporary: Path
 ) -> None:

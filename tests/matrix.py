@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--at-once",
         type=int,
-        default=(os.cpu_count() or 1) + 1,  # one of them waits for its disk or a connection
+        default=(os.cpu_count() or 1) + 2,  # some of them wait for a lock or a connection
         metavar="N",
         help="servers tested side by side; default: %(default)s; with 1 the output is shown as it comes",
     )

@@ -25,7 +25,7 @@ from fleet.settings import Database, PartitionSet
 from tasks.partitions.calendar import Calendar, less
 from tasks.partitions.create import Maker
 from tasks.partitions.lines import Action, Line
-from tasks.partitions.look import Looked, look
+from tasks.partitions.look import Looked, contradicted, look
 from tasks.partitions.plan import plan
 
 log = structlog.get_logger(__name__)
@@ -166,10 +166,7 @@ def _look(
     wrong = [each for each in looked.contradictions if not each.warning]
     if not wrong:
         return looked
-    error = PermanentError(
-        f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
-        remedy=wrong[0].remedy or "upkeep check",
-    )
+    error = contradicted(policy, wrong)
     if looked.table is None or any(each.setting not in OF_THE_ARCHIVE for each in wrong):
         raise error
     # What cannot be moved away is no reason to refuse the rows of tomorrow.

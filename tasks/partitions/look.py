@@ -95,10 +95,15 @@ def refuse_contradictions(
     (looked,) = look(connection, database, [policy.name], clock=_move.clock(connection), rows=False)
     wrong = [each for each in looked.contradictions if not each.warning]
     if wrong:
-        raise PermanentError(
-            f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
-            remedy=wrong[0].remedy or "upkeep check",
-        )
+        raise contradicted(policy, wrong)
+
+
+def contradicted(policy: PartitionSet, wrong: Sequence[Contradiction]) -> PermanentError:
+    """All that is wrong with a policy, as one error."""
+    return PermanentError(
+        f"The policy of {policy.name}: {'; '.join(each.message for each in wrong)}",
+        remedy=wrong[0].remedy or "upkeep check",
+    )
 
 
 class _Look:
